@@ -1,0 +1,60 @@
+# make bench   the kernels against the vendor library on the lectures' layers, and the report
+# make test    the whole suite but its long sweeps
+# Both need Python 3.10 or later and a C++ compiler, and nothing before them: .venv is made first.
+# Another interpreter, with all of that installed, is used by `make test PYTHON=...`.
+
+ifeq ($(origin PYTHON), undefined)
+PYTHON := .venv/bin/python
+READY := .venv/ready
+endif
+BUILT := build/built
+SOURCES := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+PYTEST := $(PYTHON) -m pytest
+CNNKERN := $(dir $(PYTHON))cnnkern
+RESULTS := bench/results/cpu-2-threads
+
+.PHONY: bench results bench-kernels test test-full build lint check-spills clean
+
+bench: $(BUILT)
+	$(CNNKERN) bench
+
+# The record that is committed, and the table in README.md made from it: 15 minutes on a quiet machine.
+results: $(BUILT)
+	$(CNNKERN) bench --suite targets --budget 500 --out $(RESULTS)
+	$(CNNKERN) bench models --out $(RESULTS)
+	$(CNNKERN) bench overhead --out $(RESULTS)
+	$(CNNKERN) bench report $(RESULTS) --readme README.md
+
+bench-kernels: $(BUILT)
+	$(PYTEST) tests/bench_kernels.py
+
+test: $(BUILT)
+	$(PYTEST) -m "not full"
+
+test-full: $(BUILT)
+	$(PYTEST)
+
+build: $(READY)
+	$(PYTHON) setup.py build_ext --inplace
+
+lint: $(READY)
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m mypy
+	$(PYTHON) -m clang_format --dry-run --Werror $(filter %.cpp %.h, $(SOURCES))
+
+check-spills: $(BUILT)
+	$(PYTEST) tests/test_disassembly.py
+
+clean:
+	rm -rf .venv build dist *.egg-info cnnkern/*.so
+
+.venv/ready: constraints.txt pyproject.toml
+	python3 -m venv .venv
+	.venv/bin/python -m pip install $(shell grep ^torch== constraints.txt)
+	.venv/bin/python -m pip install -c constraints.txt setuptools wheel pybind11 cmake ninja
+	.venv/bin/python -m pip install -c constraints.txt --no-build-isolation -e ".[test,lint]"
+	touch $@
+
+$(BUILT): $(READY) $(SOURCES)
+	$(PYTHON) setup.py build_ext --inplace
+	touch $@

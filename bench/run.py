@@ -1,0 +1,107 @@
+"""Measures the cases of a suite, one after another: ours against the vendor, warm and cold, verified, with a ceiling.
+
+Own kernels and the vendor are never mixed: a problem without an own kernel is reported as missing.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+
+from cnnkern import dispatch
+from cnnkern.bench import roofline
+from cnnkern.bench.operands import draw, own_call
+from cnnkern.bench.peers import vendor_calls
+from cnnkern.bench.record import Comparison, Record, Row
+from cnnkern.bench.suites import Case, family
+from cnnkern.bench.timing import CacheFlush, race
+from cnnkern.bench.verify import MakeCall, verify
+from cnnkern.problem import ConvProblem
+
+CHECKS_SHARE = 0.3  # of a case's time, for its data and the verification
+COLD_SHARE = 0.3  # of the rest
+FIXED_SECONDS = 0.05  # a case's time grows with its arithmetic, from this
+FLOPS_PER_SECOND = 5e9  # that much arithmetic in a case is worth a second of budget
+
+Progress = Callable[[Row], None]
+
+
+def makers_for(problem: ConvProblem, pattern: str | None) -> dict[str, MakeCall]:
+    """What makes a call of the kernel that the dispatcher chooses, or of each able own kernel that matches ``pattern``.
+
+    Raises dispatch.NoKernelError where no own kernel computes the problem.
+    """
+    if pattern is None:
+        return {dispatch.choose(problem): own_call}
+    able = [candidate.kernel for candidate in dispatch.candidates(problem, backend="cpu") if not candidate.why_not]
+    return {name: partial(own_call, kernel=name) for name in able if re.search(pattern, name)}
+
+
+def why_implausible(fraction: float) -> str:
+    """Empty, or why a time at this fraction of the roofline counts for nothing."""
+    return "" if fraction <= roofline.PLAUSIBLE else f"{fraction:.2f} of the roofline: it cannot have done the work"
+
+
+def measure_case(
+    case: Case, makers: dict[str, MakeCall], budget: float, flush: Callable[[], None], ceilings: roofline.Ceilings
+) -> list[Row]:
+    """A row for each of the kernels that ``makers`` makes calls of, in about ``budget`` seconds."""
+    problem = case.problem
+    operands = draw(problem)
+    own = {name: make(problem, operands) for name, make in makers.items()}
+    peers = vendor_calls(problem, operands)
+    racing = budget * (1 - CHECKS_SHARE)
+    cold_ours, cold_peer = race(own, peers, COLD_SHARE * racing, flush)
+    warm_ours, warm_peer = race(own, peers, (1 - COLD_SHARE) * racing)
+    least, least_cold = ceilings.seconds(problem, cold=False), ceilings.seconds(problem, cold=True)
+    rows = []
+    for warm, cold in zip(warm_ours, cold_ours, strict=True):
+        verdict = verify(problem, operands, warm.output, makers[warm.name])
+        rows.append(
+            Row(
+                problem=str(problem),
+                family=family(problem),
+                direction=problem.direction,
+                dtype=problem.dtype,
+                batch=problem.n,
+                uses=case.uses,
+                kernel=warm.name,
+                warm=Comparison.of(warm, warm_peer),
+                cold=Comparison.of(cold, cold_peer),
+                gflops=problem.flops / warm.median / 1e9,
+                roofline=least / warm.median,
+                error=verdict.error,
+                fault=verdict.fault or why_implausible(max(least / warm.median, least_cold / cold.median)),
+            )
+        )
+    return rows
+
+
+def weight_of(case: Case) -> float:
+    """A case's share of the time, in arbitrary units."""
+    return FIXED_SECONDS + case.problem.flops / FLOPS_PER_SECOND
+
+
+def measure(record: Record, cases: Sequence[Case], pattern: str | None, budget: float, progress: Progress) -> None:
+    """Fills ``record`` with the cases' rows in about ``budget`` seconds, and tells ``progress`` of each."""
+    deadline = time.perf_counter() + budget
+    ceilings = roofline.measure(sorted({case.problem.dtype for case in cases}))
+    record.ceilings = ceilings
+    flush = CacheFlush()
+    weights = [weight_of(case) for case in cases]
+    with torch.inference_mode(), dispatch.use(fallback="raise"):
+        for position, case in enumerate(cases):
+            try:
+                makers = makers_for(case.problem, pattern)
+            except dispatch.NoKernelError as error:
+                record.missing[str(case.problem)] = str(error)
+                continue
+            left = max(deadline - time.perf_counter(), 0)
+            share = left * weights[position] / sum(weights[position:])
+            for row in measure_case(case, makers, share, flush, ceilings) if makers else []:
+                record.rows.append(row)
+                progress(row)

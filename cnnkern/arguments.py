@@ -1,0 +1,116 @@
+"""What the functions of :mod:`cnnkern.functional` ask about their arguments before they call an operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensor
+from torch.nn import Parameter
+
+from cnnkern.problem import ACTIVATIONS, DTYPE_NAMES
+
+Size = int | tuple[int, ...] | list[int]
+
+_PLAIN = (Tensor, Parameter, FakeTensor)
+_DEFAULT_ALPHA = {"leaky_relu": 0.01, "elu": 1.0}
+
+
+def alpha_of(activation: str, alpha: float | None) -> float:
+    """The activation's alpha, with its default filled in; 0 where it has none. Raises ValueError if it is wrong."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}: it is one of {', '.join(ACTIVATIONS)}")
+    if alpha is None:
+        return _DEFAULT_ALPHA.get(activation, 0.0)
+    if alpha < 0 or (alpha and activation not in _DEFAULT_ALPHA):
+        raise ValueError(f"alpha={alpha} with activation {activation!r}: only leaky_relu and elu have one, not below 0")
+    return float(alpha)
+
+
+def why_not_own(input: Tensor, *others: Tensor | None) -> str:
+    """Empty, or why a call on these tensors is torch's to answer. It is asked in each call, so it asks little.
+
+    Sizes and dtypes that do not fit together are left to the operator.
+    """
+    if type(input) not in _PLAIN:
+        return f"input is a {type(input).__name__}"
+    device = input.device
+    if device.type != "cpu" and device.type != "meta":
+        return f"there is no kernel for device type {device.type}"
+    if input.dtype not in DTYPE_NAMES:
+        return f"there is no kernel for {input.dtype}"
+    if input.layout is not torch.strided:
+        return f"there is no kernel for layout {input.layout}"
+    for other in others:
+        if other is not None:
+            if type(other) not in _PLAIN:
+                return f"an operand is a {type(other).__name__}"
+            if other.device != device:
+                return f"the operands are on {device} and {other.device}"
+    return ""
+
+
+def geometry_of(
+    weight: Tensor, stride: Size, padding: Size | str, dilation: Size
+) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]] | None:
+    """Stride, padding (top, left, bottom, right) and dilation in full; None if torch should say what is wrong."""
+    stride, dilation = pair(stride), pair(dilation)
+    if stride is None or dilation is None:
+        return None
+    if type(padding) is str:
+        sides = _named_padding(padding, weight, stride, dilation)
+    else:
+        both = pair(padding)
+        sides = both and both + both
+    return sides and (stride, sides, dilation)
+
+
+def pair(value: Any) -> tuple[int, int] | None:
+    """A size as torch takes it, one number or two, as two; None if it is neither."""
+    if type(value) is tuple and len(value) == 2:
+        return value
+    if isinstance(value, int | torch.SymInt) and type(value) is not bool:
+        return value, value
+    if isinstance(value, tuple | list) and len(value) in (1, 2):
+        return value[0], value[-1]
+    return None
+
+
+def _named_padding(
+    name: str, weight: Tensor, stride: tuple[int, int], dilation: tuple[int, int]
+) -> tuple[int, int, int, int] | None:
+    if name == "valid":
+        return 0, 0, 0, 0
+    if name != "same" or stride != (1, 1) or weight.dim() != 4:
+        return None
+    vertical, horizontal = (d * (size - 1) for d, size in zip(dilation, weight.shape[2:], strict=True))
+    return vertical // 2, horizontal // 2, vertical - vertical // 2, horizontal - horizontal // 2
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func (vmap, grad, jvp, ...) is running."""
+    return torch._C._are_functorch_transforms_active()
+
+
+def emits_aten() -> bool:
+    """Whether the call must be one of torch's own operators.
+
+    So it is where it is written down for another runtime (torch.export, torch.jit.trace), and in a compiled graph
+    inside a transform of torch.func, where torch does not differentiate other operators.
+    """
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting() or in_transform()
+    return torch.jit.is_tracing()
+
+
+def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """The tensors as torch's autocasting hands them to a convolution on the CPU."""
+    dtype = torch.get_autocast_dtype("cpu")
+
+    def eligible(tensor: Any) -> bool:
+        if not isinstance(tensor, Tensor) or tensor.device.type != "cpu":
+            return False
+        return tensor.is_floating_point() and tensor.dtype is not torch.float64
+
+    return tuple(tensor.to(dtype) if eligible(tensor) else tensor for tensor in tensors)

@@ -1,0 +1,320 @@
+"""Derivatives of the operators: in eager mode by autograd.Function, in compiled graphs by register_autograd.
+
+A convolution is linear in x and in w, so its three directions are closed under differentiation: the gradients of each
+are the other two. That gives derivatives of any order, in reverse and in forward mode, on the package's own kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.autograd.function import Function
+
+from cnnkern import batching, ops  # noqa: F401  (batching registers the vmap rules that the Functions rely on)
+from cnnkern.arguments import in_transform
+from cnnkern.ops import Geometry, below_autograd
+
+_aten = torch.ops.aten
+
+# dz from dy and y = act(z); FROM_INPUT has the activations that need z itself.
+FROM_OUTPUT: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
+    "none": lambda dy, y, alpha: dy,
+    "relu": lambda dy, y, alpha: _aten.threshold_backward(dy, y, 0),
+    "relu6": lambda dy, y, alpha: _aten.hardtanh_backward(dy, y, 0, 6),
+    "leaky_relu": lambda dy, y, alpha: _aten.leaky_relu_backward(dy, y, alpha, True),
+    "elu": lambda dy, y, alpha: _aten.elu_backward(dy, alpha, 1, 1, True, y),
+    "sigmoid": lambda dy, y, alpha: _aten.sigmoid_backward(dy, y),
+    "tanh": lambda dy, y, alpha: _aten.tanh_backward(dy, y),
+}
+# dz from dy and z.
+FROM_INPUT: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": _aten.silu_backward,
+    "hardswish": _aten.hardswish_backward,
+}
+
+
+def needs_graph(*args: Any) -> bool:
+    """Whether a result of these arguments must be differentiable, in reverse or in forward mode."""
+    if torch.compiler.is_compiling():
+        return torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+    return forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
+
+
+def differentiable(rule: type) -> Callable[..., Any]:
+    """Makes a function of a rule, with its derivatives.
+
+    The rule states ``run(*args)``, ``save(ctx, args, output)`` (which returns the tensors that the derivatives need),
+    ``backward(ctx, *dy)`` and ``jvp(ctx, *tangents)``; an undefined gradient or tangent comes as None. Transforms of
+    torch.func need torch's second form of Function (a setup_context), which costs more in each call than the first.
+    """
+
+    def setup_context(ctx: Any, args: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        saved = rule.save(ctx, args, output)
+        ctx.save_for_backward(*saved)
+        ctx.save_for_forward(*saved)
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = rule.run(*args)
+        setup_context(ctx, args, output)
+        return output
+
+    derivatives = {"backward": staticmethod(rule.backward), "jvp": staticmethod(rule.jvp)}
+    eager = type(rule.__name__, (Function,), {"forward": staticmethod(forward), **derivatives})
+    transformed = type(
+        rule.__name__,
+        (Function,),
+        {
+            "forward": staticmethod(rule.run),
+            "setup_context": staticmethod(setup_context),
+            "generate_vmap_rule": True,
+            **derivatives,
+        },
+    )
+
+    def call(*args: Any) -> Any:
+        if torch.compiler.is_compiling():
+            return rule.run(*args)  # register_autograd knows the operator's derivative
+        if in_transform():
+            return transformed.apply(*args)
+        if needs_graph(*args):
+            return eager.apply(*args)
+        return rule.run(*args)
+
+    call.__doc__ = rule.__doc__
+    return call
+
+
+def _times_scale(w: Tensor, scale: Tensor | None) -> Tensor:
+    return w if scale is None else (w * scale[:, None, None, None]).to(w.dtype)
+
+
+def _sum(*terms: Tensor | None) -> Tensor | None:
+    present = [term for term in terms if term is not None]
+    return sum(present[1:], present[0]) if present else None
+
+
+def _filter_layout(w: Tensor) -> bool:
+    """Whether dw is to be channels_last: as w is, so that accumulating it into w.grad needs no copy."""
+    return not w.is_contiguous()
+
+
+class _Fprop:
+    """act(scale * conv(x, w) + shift + residual); arguments x, w, scale, shift, residual, geometry, activation, alpha.
+
+    x (N, C, H, W), w (K, C / groups, R, S), scale and shift (K,) or None, residual (N, K, P, Q) or None.
+    """
+
+    @staticmethod
+    def run(
+        x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, g: Geometry,
+        activation: str, alpha: float,
+    ) -> Tensor:  # fmt: skip
+        return below_autograd(
+            ops.FPROP, x, w, scale, shift, residual, g.stride, g.padding, g.dilation, g.groups, activation, alpha,
+            g.flags, g.fprop_kernel,
+        )  # fmt: skip
+
+    @staticmethod
+    def save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, scale, shift, residual, ctx.geometry, ctx.activation, ctx.alpha = args
+        ctx.x_size, ctx.w_size, ctx.y_size = x.shape, w.shape, y.shape
+        ctx.x_channels_last, ctx.w_channels_last = not y.is_contiguous(), _filter_layout(w)
+        ctx.shift_dtype = None if shift is None else shift.dtype
+        if ctx.activation in FROM_INPUT:
+            return x, w, scale, shift, residual, None
+        if in_transform() or forward_ad._current_level >= 0:
+            return x, w, scale, None, None, y
+        needs_x, needs_w, needs_scale = ctx.needs_input_grad[:3]
+        return (
+            x if needs_w or needs_scale else None,
+            w if needs_x or needs_scale else None,
+            scale,
+            None,
+            None,
+            None if ctx.activation == "none" else y,
+        )
+
+    @staticmethod
+    def through_activation(ctx: Any, t: Tensor, saved: tuple[Tensor | None, ...]) -> Tensor:
+        """act'(z) * t, which takes dy to dz and, being diagonal, z's tangent to y's."""
+        if ctx.activation in FROM_OUTPUT:
+            return FROM_OUTPUT[ctx.activation](t, saved[-1], ctx.alpha)
+        z = fprop(*saved[:-1], ctx.geometry, "none", 0.0)
+        return FROM_INPUT[ctx.activation](t, z)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
+        if dy is None:
+            return (None,) * 8
+        saved, g = ctx.saved_tensors, ctx.geometry
+        x, w, scale = saved[:3]
+        needs_x, needs_w, needs_scale, needs_shift, needs_residual = ctx.needs_input_grad[:5]
+        dz = _Fprop.through_activation(ctx, dy, saved)
+        dx = dw = dscale = dshift = None
+        if needs_x:
+            dx = dgrad(dz, _times_scale(w, scale), ctx.x_size, ctx.x_channels_last, g)
+        if needs_w or needs_scale:
+            if needs_shift and not in_transform() and not needs_graph(dz, x):
+                dw, dshift = _Wgrad.run_with_bias(dz, x, ctx.w_size, ctx.w_channels_last, g)
+            else:
+                dw = wgrad(dz, x, ctx.w_size, ctx.w_channels_last, g)
+            if needs_scale:  # without conv(x, w) itself: the sum of dz * conv(x, w) over a map is that of dw * w
+                dscale = (dw * w).sum((1, 2, 3)).to(scale.dtype)
+            dw = _times_scale(dw, scale)
+        if needs_shift:
+            dshift = (dz.sum((0, 2, 3)) if dshift is None else dshift).to(ctx.shift_dtype)
+        return dx, dw if needs_w else None, dscale, dshift, dz if needs_residual else None, None, None, None
+
+    @staticmethod
+    def jvp(
+        ctx: Any, x_t: Tensor | None, w_t: Tensor | None, scale_t: Tensor | None, shift_t: Tensor | None,
+        residual_t: Tensor | None, *_: None,
+    ) -> Tensor:  # fmt: skip
+        saved = ctx.saved_tensors
+        x, w, scale = saved[:3]
+
+        def conv(x: Tensor | None, w: Tensor | None, scale: Tensor | None) -> Tensor | None:
+            if x is None or w is None:
+                return None
+            return fprop(x, _times_scale(w, scale), None, None, None, ctx.geometry, "none", 0.0)
+
+        z_t = _sum(
+            conv(x_t, w, scale),
+            conv(x, w_t, scale),
+            None if scale_t is None else conv(x, w, scale_t),
+            None if shift_t is None else shift_t[:, None, None].expand(ctx.y_size),
+            residual_t,
+        )
+        return _Fprop.through_activation(ctx, z_t, saved)
+
+
+class _Dgrad:
+    """dx; arguments dy, w, x_size, channels_last (the layout of dx), geometry."""
+
+    @staticmethod
+    def run(dy: Tensor, w: Tensor, x_size: Sequence[int], channels_last: bool, g: Geometry) -> Tensor:
+        return below_autograd(
+            ops.DGRAD, dy, w, x_size, g.stride, g.padding, g.dilation, g.groups, channels_last, g.flags, g.dgrad_kernel
+        )
+
+    @staticmethod
+    def save(ctx: Any, args: tuple[Any, ...], dx: Tensor) -> tuple[Tensor, ...]:
+        dy, w, ctx.x_size, ctx.channels_last, ctx.geometry = args
+        ctx.w_size, ctx.w_channels_last = w.shape, _filter_layout(w)
+        return dy, w
+
+    @staticmethod
+    def backward(ctx: Any, ddx: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ddx is None:
+            return (None,) * 5
+        dy, w = ctx.saved_tensors
+        needs_dy, needs_w = ctx.needs_input_grad[:2]
+        ddy = fprop(ddx, w, None, None, None, ctx.geometry, "none", 0.0) if needs_dy else None
+        dw = wgrad(dy, ddx, ctx.w_size, ctx.w_channels_last, ctx.geometry) if needs_w else None
+        return ddy, dw, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dy_t: Tensor | None, w_t: Tensor | None, *_: None) -> Tensor | None:
+        dy, w = ctx.saved_tensors
+        rest = ctx.x_size, ctx.channels_last, ctx.geometry
+        return _sum(
+            None if dy_t is None else dgrad(dy_t, w, *rest),
+            None if w_t is None else dgrad(dy, w_t, *rest),
+        )
+
+
+class _Wgrad:
+    """dw; arguments dy, x, w_size, channels_last (the layout of dw), geometry."""
+
+    @staticmethod
+    def run(dy: Tensor, x: Tensor, w_size: Sequence[int], channels_last: bool, g: Geometry) -> Tensor:
+        return _Wgrad.call(dy, x, w_size, False, channels_last, g)[0]
+
+    @staticmethod
+    def run_with_bias(
+        dy: Tensor, x: Tensor, w_size: Sequence[int], channels_last: bool, g: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        """(dw, db) in one pass over dy; not differentiable."""
+        return _Wgrad.call(dy, x, w_size, True, channels_last, g)
+
+    @staticmethod
+    def call(
+        dy: Tensor, x: Tensor, w_size: Sequence[int], bias: bool, channels_last: bool, g: Geometry
+    ) -> tuple[Tensor, Tensor]:
+        return below_autograd(
+            ops.WGRAD, dy, x, w_size, g.stride, g.padding, g.dilation, g.groups, bias, channels_last, g.flags,
+            g.wgrad_kernel,
+        )  # fmt: skip
+
+    @staticmethod
+    def save(ctx: Any, args: tuple[Any, ...], dw: Tensor) -> tuple[Tensor, ...]:
+        dy, x, ctx.w_size, ctx.channels_last, ctx.geometry = args
+        ctx.x_size, ctx.x_channels_last = x.shape, not x.is_contiguous()
+        return dy, x
+
+    @staticmethod
+    def backward(ctx: Any, ddw: Tensor | None) -> tuple[Tensor | None, ...]:
+        if ddw is None:
+            return (None,) * 5
+        dy, x = ctx.saved_tensors
+        needs_dy, needs_x = ctx.needs_input_grad[:2]
+        ddy = fprop(x, ddw, None, None, None, ctx.geometry, "none", 0.0) if needs_dy else None
+        dx = dgrad(dy, ddw, ctx.x_size, ctx.x_channels_last, ctx.geometry) if needs_x else None
+        return ddy, dx, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dy_t: Tensor | None, x_t: Tensor | None, *_: None) -> Tensor | None:
+        dy, x = ctx.saved_tensors
+        rest = ctx.w_size, ctx.channels_last, ctx.geometry
+        return _sum(
+            None if dy_t is None else wgrad(dy_t, x, *rest),
+            None if x_t is None else wgrad(dy, x_t, *rest),
+        )
+
+
+fprop = differentiable(_Fprop)
+dgrad = differentiable(_Dgrad)
+wgrad = differentiable(_Wgrad)
+
+
+def _fprop_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *operands, stride, padding, dilation, groups, activation, alpha, flags, kernel = inputs
+    geometry = Geometry(stride, padding, dilation, groups, flags, kernel)
+    ctx.save_for_backward(*_Fprop.save(ctx, (*operands, geometry, activation, alpha), output))
+
+
+def _dgrad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dy, w, x_size, stride, padding, dilation, groups, channels_last, flags, kernel = inputs
+    geometry = Geometry(stride, padding, dilation, groups, flags, dgrad_kernel=kernel)
+    ctx.save_for_backward(*_Dgrad.save(ctx, (dy, w, x_size, channels_last, geometry), output))
+
+
+def _wgrad_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    dy, x, w_size, stride, padding, dilation, groups, ctx.bias, channels_last, flags, kernel = inputs
+    geometry = Geometry(stride, padding, dilation, groups, flags, wgrad_kernel=kernel)
+    ctx.save_for_backward(*_Wgrad.save(ctx, (dy, x, w_size, channels_last, geometry), output[0]))
+
+
+def _wgrad_backward(ctx: Any, ddw: Tensor, ddb: Tensor) -> tuple[Tensor | None, ...]:
+    ddy, dx, *_ = _Wgrad.backward(ctx, ddw)
+    if ctx.bias and ddy is not None:
+        ddy = ddy + ddb[:, None, None]
+    return ddy, dx, *(None,) * 9
+
+
+torch.library.register_autograd(
+    "cnnkern::conv2d_fprop",
+    lambda ctx, dy: (*_Fprop.backward(ctx, dy)[:5], *(None,) * 8),
+    setup_context=_fprop_setup,
+)
+torch.library.register_autograd(
+    "cnnkern::conv2d_dgrad",
+    lambda ctx, ddx: (*_Dgrad.backward(ctx, ddx)[:2], *(None,) * 8),
+    setup_context=_dgrad_setup,
+)
+torch.library.register_autograd("cnnkern::conv2d_wgrad", _wgrad_backward, setup_context=_wgrad_setup)

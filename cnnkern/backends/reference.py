@@ -1,0 +1,23 @@
+"""The oracle: plain loops that accumulate in float64. They can compute everything and are meant for nothing but tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cnnkern.backends.base import Candidate
+from cnnkern.backends.cpu import asked, listed
+from cnnkern.problem import ConvProblem
+
+
+class ReferenceBackend:
+    """The reference kernels of the compiled list: each runs only where it is named."""
+
+    name = "reference"
+
+    def kernels(self) -> Sequence[str]:
+        """Names of all kernels, in dispatch order."""
+        return listed(reference=True)
+
+    def candidates(self, problem: ConvProblem) -> Sequence[Candidate]:
+        """The reference kernel of the problem's direction and dtype."""
+        return asked(problem, reference=True)

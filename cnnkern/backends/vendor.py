@@ -1,0 +1,35 @@
+"""The library a user would run otherwise, through ATen: oneDNN on a CPU.
+
+It is chosen above the operators (:mod:`cnnkern.functional` calls torch.nn.functional.conv2d), because its kernels are
+no kernels of the package: they choose among themselves, and autograd is torch's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from cnnkern.backends.base import Candidate, KernelName
+from cnnkern.problem import DIRECTIONS, DTYPES, ConvProblem
+
+
+class VendorBackend:
+    """One name for each direction and dtype of the vendor's convolution."""
+
+    name = "vendor"
+
+    def kernels(self) -> Sequence[str]:
+        """Names of all kernels, in dispatch order."""
+        return [_name(direction, dtype) for direction in DIRECTIONS for dtype in DTYPES]
+
+    def candidates(self, problem: ConvProblem) -> Sequence[Candidate]:
+        """The vendor's convolution, which computes every problem that has no pixel stride or epilogue of its own."""
+        why_not = ""
+        if problem.x_pixel_stride or problem.y_pixel_stride:
+            why_not = "it takes no pixel stride"
+        elif problem.epilogue.scale or problem.epilogue.residual or problem.epilogue.activation != "none":
+            why_not = "it has no epilogue but a bias"
+        return [Candidate(_name(problem.direction, problem.dtype), why_not)]
+
+
+def _name(direction: str, dtype: str) -> str:
+    return str(KernelName("vendor", "aten", direction, dtype, "any", "any", "onednn"))

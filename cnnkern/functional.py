@@ -1,0 +1,287 @@
+"""torch.nn.functional's convolution and its neighbours, on cnnkern's kernels.
+
+Every function takes what torch's function of the same name takes and gives what it gives. Calls that the package has no
+kernel for are torch's to compute (and counted: :func:`cnnkern.dispatch.fallback_counts`), calls that are wrong are
+torch's to refuse, so that errors are torch's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cnnkern import autograd, autograd_tools, dispatch, ops
+from cnnkern.arguments import Size, alpha_of, autocast, emits_aten, geometry_of, in_transform, pair, why_not_own
+from cnnkern.dispatch import Settings
+from cnnkern.ops import DETERMINISTIC, Geometry
+from cnnkern.problem import DTYPE_NAMES
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    kernel: str | None = None,
+) -> Tensor:
+    """:func:`torch.nn.functional.conv2d`: same arguments, result, errors and autocasting.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        weight: (K, C / groups, R, S).
+        bias: (K,) or None.
+        stride, padding, dilation: pixels, one number or (vertical, horizontal); padding also "same" or "valid".
+        groups: divides C and K.
+        kernel: name of the kernel to run; RuntimeError if it cannot.
+
+    Returns (N, K, P, Q) or (K, P, Q), in channels_last if input or weight is.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        input, weight, bias = autocast(input, weight, bias)
+    call = (input, weight, bias, stride, padding, dilation, groups)
+    settings = dispatch.settings(kernel)
+    if settings.backend == "vendor" or emits_aten():
+        return F.conv2d(*call)
+    if reason := why_not_own(input, weight, bias):
+        return _handed_over(reason, settings, call)
+    geometry = geometry_of(weight, stride, padding, dilation)
+    if geometry is None:
+        return _handed_over("its stride, padding or dilation is unusual", settings, call)
+    if input.dim() == 3:
+        return conv2d(input.unsqueeze(0), *call[1:], kernel=kernel).squeeze(0)
+    plan = _plan(settings, input, geometry, groups)
+    if torch.compiler.is_compiling():
+        return autograd.fprop(input, weight, None, bias, None, plan, "none", 0.0)
+    try:
+        return autograd.fprop(input, weight, None, bias, None, plan, "none", 0.0)
+    except (RuntimeError, TypeError) as error:
+        refusal = error
+    return _refused(refusal, settings, call)
+
+
+def fused_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    alpha: float | None = None,
+    kernel: str | None = None,
+) -> Tensor:
+    """activation(scale * (conv2d(input, weight) + bias) + shift + residual), in one kernel.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups, kernel: as :func:`conv2d`.
+        scale, shift: (K,), in input's dtype or float32; a folded batch normalisation, for example.
+        residual: of the result's shape and dtype.
+        activation: none, relu, relu6, leaky_relu, elu, hardswish, silu, sigmoid or tanh.
+        alpha: slope below 0 of leaky_relu (0.01 if None), alpha of elu (1 if None); not negative.
+
+    Returns what :func:`conv2d` returns. Differentiable in all tensors; where a gradient is needed silu and hardswish
+    run after the kernel, because their derivative takes their input. Raises ValueError for an activation or alpha that
+    there is not, and :func:`conv2d`'s errors.
+    """
+    alpha = alpha_of(activation, alpha)
+    if torch.is_autocast_enabled("cpu"):
+        input, weight, residual = autocast(input, weight, residual)
+    settings = dispatch.settings(kernel)
+    composed = settings.backend == "vendor" or emits_aten() or why_not_own(input, weight, residual)
+    geometry = None if composed else geometry_of(weight, stride, padding, dilation)
+    if geometry is None or input.dim() != 4:
+        y = conv2d(input, weight, bias, stride, padding, dilation, groups, kernel=kernel)
+        return _epilogue(y, scale, shift, residual, activation, alpha)
+    if bias is not None:
+        bias = bias if scale is None else scale * bias
+        shift = bias if shift is None else bias + shift
+    plan = _plan(settings, input, geometry, groups)
+    tensors = (input, weight, scale, shift, residual)
+    try:
+        if activation in autograd.FROM_INPUT and autograd.needs_graph(*tensors):
+            return activate(autograd.fprop(*tensors, plan, "none", 0.0), activation, alpha)
+        return autograd.fprop(*tensors, plan, activation, alpha)
+    except RuntimeError as error:
+        refusal = error
+    F.conv2d(input, weight, None, stride, padding, dilation, groups)  # raises if it is the convolution that is wrong
+    raise refusal
+
+
+def depthwise_separable_conv2d(
+    input: Tensor,
+    dw_weight: Tensor,
+    pw_weight: Tensor,
+    dw_bias: Tensor | None = None,
+    pw_bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    *,
+    kernel: str | None = None,
+) -> Tensor:
+    """A depthwise convolution and the 1x1 convolution of its result, in one kernel where no gradient is needed.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W).
+        dw_weight: (C, 1, R, S); dw_bias: (C,) or None.
+        pw_weight: (K, C, 1, 1); pw_bias: (K,) or None.
+        stride, padding, dilation: of the depthwise part, as :func:`conv2d`.
+        kernel: name of the fused kernel to run.
+
+    Returns (N, K, P, Q) or (K, P, Q). Errors are those of the two convolutions.
+    """
+    if torch.is_autocast_enabled("cpu"):
+        input, dw_weight, pw_weight, dw_bias, pw_bias = autocast(input, dw_weight, pw_weight, dw_bias, pw_bias)
+    tensors = (input, dw_weight, pw_weight, dw_bias, pw_bias)
+    settings = dispatch.settings()
+    composed = (
+        settings.backend in ("vendor", "reference")
+        or emits_aten()
+        or in_transform()
+        or autograd.needs_graph(*tensors)
+        or why_not_own(*tensors)
+        or (input.dim(), dw_weight.dim(), pw_weight.dim()) != (4, 4, 4)
+        or dw_weight.shape[:2] != (input.shape[1], 1)
+        or pw_weight.shape[1:] != (input.shape[1], 1, 1)
+    )
+    geometry = None if composed else geometry_of(dw_weight, stride, padding, dilation)
+    if geometry is None:
+        between = conv2d(input, dw_weight, dw_bias, stride, padding, dilation, dw_weight.shape[0])
+        return conv2d(between, pw_weight, pw_bias)
+    return ops.below_autograd(
+        ops.DEPTHWISE_SEPARABLE, input, dw_weight, None, dw_bias, "none", 0.0, pw_weight, None, pw_bias, "none", 0.0,
+        *geometry, _flags(settings), kernel,
+    )  # fmt: skip
+
+
+def channel_shuffle(input: Tensor, groups: int) -> Tensor:
+    """:func:`torch.nn.functional.channel_shuffle` of (N, C, H, W), in input's own layout."""
+    if _own_images(input) and type(groups) is int and groups > 0 and input.shape[1] % groups == 0:
+        return autograd_tools.channel_shuffle(input, groups)
+    return F.channel_shuffle(input, groups)
+
+
+def max_pool2d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    dilation: Size = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """:func:`torch.nn.functional.max_pool2d`: (N, C, P, Q) in input's layout, with the indices if asked for."""
+    window = _window(input, kernel_size, stride, padding, dilation)
+    if window is None:
+        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+    y, indices = autograd_tools.max_pool(input, *window, ceil_mode)
+    return (y, indices) if return_indices else y
+
+
+def avg_pool2d(
+    input: Tensor,
+    kernel_size: Size,
+    stride: Size | None = None,
+    padding: Size = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Tensor:
+    """:func:`torch.nn.functional.avg_pool2d`: (N, C, P, Q) in input's layout."""
+    window = None if divisor_override else _window(input, kernel_size, stride, padding, 1)
+    if window is None:
+        return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+    return autograd_tools.avg_pool(input, *window[:3], ceil_mode, count_include_pad)
+
+
+def global_avg_pool2d(input: Tensor) -> Tensor:
+    """The mean of each map: (N, C, 1, 1) of (N, C, H, W), as :func:`torch.nn.functional.adaptive_avg_pool2d` to 1."""
+    if _own_images(input):
+        return autograd_tools.global_avg_pool(input)
+    return F.adaptive_avg_pool2d(input, 1)
+
+
+_ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "none": lambda x, alpha: x,
+    "relu": lambda x, alpha: F.relu(x),
+    "relu6": lambda x, alpha: F.relu6(x),
+    "leaky_relu": lambda x, alpha: F.leaky_relu(x, alpha),
+    "elu": lambda x, alpha: F.elu(x, alpha),
+    "hardswish": lambda x, alpha: F.hardswish(x),
+    "silu": lambda x, alpha: F.silu(x),
+    "sigmoid": lambda x, alpha: torch.sigmoid(x),
+    "tanh": lambda x, alpha: torch.tanh(x),
+}
+
+
+def activate(input: Tensor, activation: str, alpha: float | None = None) -> Tensor:
+    """:func:`fused_conv2d`'s activation alone, elementwise, by torch."""
+    return _ACTIVATIONS[activation](input, alpha_of(activation, alpha))
+
+
+def _flags(settings: Settings) -> int:
+    return settings.flags | (DETERMINISTIC if torch.are_deterministic_algorithms_enabled() else 0)
+
+
+def _plan(settings: Settings, input: Tensor, geometry: tuple[Any, Any, Any], groups: int) -> Geometry:
+    """Everything but tensors that the operators of one call and of its backward pass are given."""
+    if settings.backend == "reference":
+        kernels = dispatch.reference_kernels(DTYPE_NAMES[input.dtype])
+    else:
+        kernels = settings.kernels
+    return Geometry(*geometry, groups, _flags(settings), *kernels)
+
+
+def _handed_over(reason: str, settings: Settings, call: tuple[Any, ...]) -> Tensor:
+    y = F.conv2d(*call)
+    if settings.kernels.fprop is not None:
+        raise dispatch.NoKernelError(f"{settings.kernels.fprop} cannot compute this call: {reason}")
+    dispatch.note_fallback(reason)
+    return y
+
+
+def _refused(refusal: Exception, settings: Settings, call: tuple[Any, ...]) -> Tensor:
+    """What to do when the operator raised: torch says what is wrong with the call, or else computes it."""
+    y = F.conv2d(*call)
+    if settings.kernels.fprop is not None:
+        raise refusal
+    dispatch.note_fallback(str(refusal))
+    return y
+
+
+def _epilogue(
+    y: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, activation: str, alpha: float
+) -> Tensor:
+    z = y if scale is None else y * scale[:, None, None]
+    z = z if shift is None else z + shift[:, None, None]
+    z = z if residual is None else z + residual
+    return activate(z, activation, alpha).to(y.dtype)
+
+
+def _own_images(input: Tensor) -> bool:
+    return not (emits_aten() or why_not_own(input)) and input.dim() == 4
+
+
+def _window(
+    input: Tensor, kernel_size: Size, stride: Size | None, padding: Size, dilation: Size
+) -> tuple[tuple[int, int], ...] | None:
+    """Kernel, stride, padding and dilation of a pool in full; None if the call is torch's to answer."""
+    kernel_size = pair(kernel_size)
+    stride = kernel_size if stride in (None, (), []) else pair(stride)
+    window = (kernel_size, stride, pair(padding), pair(dilation))
+    if not _own_images(input) or None in window:
+        return None
+    valid = all(k > 0 and u > 0 and 0 <= p <= k // 2 and d > 0 for k, u, p, d in zip(*window, strict=True))
+    return window if valid else None

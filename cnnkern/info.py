@@ -1,0 +1,49 @@
+"""cnnkern.info: what is installed, what this machine can run, and why something is missing."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections import Counter
+
+import torch
+
+import cnnkern
+from cnnkern import dispatch
+from cnnkern.backends import BACKENDS, KernelName
+from cnnkern.native import _C
+
+_VARIABLES = ("CNNKERN_BACKEND", "CNNKERN_STRICT", "CNNKERN_FALLBACK", "CNNKERN_ISA", "CNNKERN_DEBUG")
+
+
+class Info(dict[str, str]):
+    """Facts by name; prints as two columns."""
+
+    def __str__(self) -> str:
+        width = max(map(len, self))
+        return "\n".join(f"{name:{width}}  {fact}" for name, fact in self.items())
+
+
+def info() -> Info:
+    """Versions, build, instruction sets, kernels and backends, the reason for each that is missing, and settings."""
+    facts = Info(
+        cnnkern=cnnkern.__version__,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads",
+    )
+    facts |= {f"build {name}": str(fact) for name, fact in _C.build_info().items()}
+    facts["CPU features"] = ", ".join(name for name, present in _C.cpu_features().items() if present) or "none"
+    facts["instruction sets"] = ", ".join(_C.isas()) + " (the first that has a kernel for a problem runs it)"
+    for backend in BACKENDS:
+        families = Counter(KernelName.parse(kernel).family for kernel in backend.kernels())
+        listed = ", ".join(f"{family} {count}" for family, count in families.items())
+        facts[f"backend {backend.name}"] = f"{families.total()} kernels: {listed}"
+    facts["backend cuda"] = "missing: this version has no CUDA kernels; tensors on a GPU go to the vendor"
+    facts["backend triton"] = "missing: this version has no Triton kernels"
+    settings = dispatch.settings()
+    facts["settings"] = f"backend={settings.backend} strict={bool(settings.flags)} fallback={settings.fallback}"
+    facts["environment"] = " ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ) or "none"
+    counts = dispatch.fallback_counts()
+    facts["handed to the vendor"] = ", ".join(f"{count} x {reason}" for reason, count in counts.items()) or "no call"
+    return facts

@@ -1,0 +1,191 @@
+"""Modules: torch.nn's convolutions, and the blocks built from them, on cnnkern's kernels.
+
+Every module here has torch.nn's parameters under torch.nn's names, so a state_dict goes both ways.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cnnkern.arguments import alpha_of
+from cnnkern.functional import activate, channel_shuffle, conv2d, depthwise_separable_conv2d, fused_conv2d
+
+# torch.fx records a call of these as one node, as it does for torch.nn.functional's.
+for _name in ("channel_shuffle", "conv2d", "depthwise_separable_conv2d", "fused_conv2d"):
+    torch.fx.wrap(_name)
+
+_Size = int | tuple[int, int]
+
+
+class Conv2d(nn.Conv2d):
+    """:class:`torch.nn.Conv2d` computed by :func:`cnnkern.functional.conv2d`.
+
+    Arguments, attributes, shapes, errors and state_dict are those of nn.Conv2d: input (N, C, H, W) or (C, H, W),
+    output (N, K, P, Q) or (K, P, Q), in channels_last where the input or the weight is.
+    """
+
+    def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if self.padding_mode == "zeros":
+            return conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
+        padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        return conv2d(padded, weight, bias, self.stride, 0, self.dilation, self.groups)
+
+    def _get_name(self) -> str:
+        return "cnnkern.Conv2d"
+
+
+class LazyConv2d(nn.LazyConv2d):
+    """:class:`torch.nn.LazyConv2d` that becomes a :class:`cnnkern.Conv2d` at the first call."""
+
+    cls_to_become = Conv2d
+
+
+class ConvBNReLU2d(nn.Module):
+    """activation(bn(conv(x))): one fused kernel where batch normalisation has fixed statistics (eval mode).
+
+    The scale and shift that the kernel applies are folded from ``bn`` at each call: nothing is cached, so running
+    statistics and parameters may change at any time. In training mode, or where a hook sits on ``conv`` or ``bn``, the
+    three layers run one after another. Gradients are right in both modes.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as nn.Conv2d.
+        bias: whether ``conv`` has a bias; batch normalisation makes it redundant.
+        eps, momentum: as nn.BatchNorm2d.
+        activation: a name that :func:`cnnkern.functional.fused_conv2d` takes.
+        alpha: the slope of "leaky_relu", the alpha of "elu"; None for fused_conv2d's defaults.
+
+    Input (N, C, H, W), output (N, K, P, Q). ``bn`` is a real nn.BatchNorm2d, so
+    nn.SyncBatchNorm.convert_sync_batchnorm works on the block.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _Size,
+        stride: _Size = 1,
+        padding: _Size | str = 0,
+        dilation: _Size = 1,
+        groups: int = 1,
+        bias: bool = False,
+        *,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        activation: str = "relu",
+        alpha: float | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        placement: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.conv = Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, **placement)
+        self.bn = nn.BatchNorm2d(out_channels, eps, momentum, **placement)
+        self.activation = activation
+        self.alpha = alpha
+        alpha_of(activation, alpha)  # raises ValueError for an activation or alpha that there is not
+
+    def forward(self, input: Tensor) -> Tensor:
+        conv, bn = self.conv, self.bn
+        if bn.training or bn.running_mean is None or _hooked(conv) or _hooked(bn):
+            return activate(bn(conv(input)), self.activation, self.alpha)
+        scale, shift = fold_batch_norm(bn)
+        return fused_conv2d(
+            input,
+            conv.weight,
+            conv.bias,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            conv.groups,
+            scale=scale,
+            shift=shift,
+            activation=self.activation,
+            alpha=self.alpha,
+        )
+
+    def extra_repr(self) -> str:
+        return f"activation={self.activation}" + ("" if self.alpha is None else f", alpha={self.alpha}")
+
+
+class DepthwiseSeparableConv2d(nn.Module):
+    """A depthwise convolution followed by a 1x1 convolution, in one kernel where no gradient is needed.
+
+    Args:
+        in_channels, out_channels: C and K.
+        kernel_size, stride, padding, dilation: of the depthwise part, as nn.Conv2d.
+        bias: whether both parts have a bias.
+
+    Input (N, C, H, W), output (N, K, P, Q). The parts are the modules ``depthwise`` and ``pointwise``; where a hook
+    sits on one of them they run one after the other.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: _Size,
+        stride: _Size = 1,
+        padding: _Size | str = 0,
+        dilation: _Size = 1,
+        bias: bool = True,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        placement: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.depthwise = Conv2d(
+            in_channels, in_channels, kernel_size, stride, padding, dilation, in_channels, bias, **placement
+        )
+        self.pointwise = Conv2d(in_channels, out_channels, 1, bias=bias, **placement)
+
+    def forward(self, input: Tensor) -> Tensor:
+        depthwise, pointwise = self.depthwise, self.pointwise
+        if _hooked(depthwise) or _hooked(pointwise):
+            return pointwise(depthwise(input))
+        return depthwise_separable_conv2d(
+            input,
+            depthwise.weight,
+            pointwise.weight,
+            depthwise.bias,
+            pointwise.bias,
+            depthwise.stride,
+            depthwise.padding,
+            depthwise.dilation,
+        )
+
+
+class ChannelShuffle(nn.ChannelShuffle):
+    """:class:`torch.nn.ChannelShuffle` on cnnkern's kernel: (N, C, H, W) in, the same out, the layout kept."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return channel_shuffle(input, self.groups)
+
+
+def fold_batch_norm(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """The (scale, shift), each of K elements, with which bn(y) is scale * y + shift in eval mode.
+
+    Computed in float32 where the statistics are of lower precision (Ioffe and Szegedy, arXiv 1502.03167).
+    Differentiable with respect to the weight and bias of ``bn``. Raises ValueError where there are no running
+    statistics.
+    """
+    mean, variance = bn.running_mean, bn.running_var
+    if mean is None or variance is None:
+        raise ValueError(f"{bn} has no running statistics to fold")
+    accumulate = torch.promote_types(variance.dtype, torch.float32)
+    scale = torch.rsqrt(variance.to(accumulate) + bn.eps)
+    if bn.weight is not None:
+        scale = scale * bn.weight
+    offset = mean * scale
+    return scale, -offset if bn.bias is None else bn.bias - offset
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether a hook expects to see the module called."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )

@@ -1,0 +1,188 @@
+"""The operators as torch sees them: calls below autograd, fake kernels and FLOP formulas.
+
+csrc/ops.cpp states the schemas and holds the CPU implementations. :mod:`cnnkern.autograd` makes them differentiable,
+:mod:`cnnkern.batching` gives them their vmap rules. In all of them padding is (top, left, bottom, right).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from cnnkern import native  # noqa: F401  (loads the library that defines torch.ops.cnnkern)
+from cnnkern.problem import output_size, suggests_channels_last
+
+FPROP = torch.ops.cnnkern.conv2d_fprop.default
+DGRAD = torch.ops.cnnkern.conv2d_dgrad.default
+WGRAD = torch.ops.cnnkern.conv2d_wgrad.default
+DEPTHWISE_SEPARABLE = torch.ops.cnnkern.depthwise_separable.default
+CHANNEL_SHUFFLE = torch.ops.cnnkern.channel_shuffle.default
+MAX_POOL = torch.ops.cnnkern.max_pool2d.default
+MAX_POOL_BACKWARD = torch.ops.cnnkern.max_pool2d_backward.default
+AVG_POOL = torch.ops.cnnkern.avg_pool2d.default
+AVG_POOL_BACKWARD = torch.ops.cnnkern.avg_pool2d_backward.default
+GLOBAL_AVG_POOL = torch.ops.cnnkern.global_avg_pool2d.default
+
+STRICT, DETERMINISTIC = 1, 2  # bits of every operator's `flags`
+
+
+class Geometry(NamedTuple):
+    """What a convolution and its derivatives share besides their tensors, settled once when the forward runs."""
+
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    flags: int = 0
+    fprop_kernel: str | None = None  # names of forced kernels
+    dgrad_kernel: str | None = None
+    wgrad_kernel: str | None = None
+
+
+def below_autograd(operator: Any, *args: Any) -> Any:
+    """Calls ``operator`` past the Autograd key, where register_autograd's implementation costs tens of microseconds.
+
+    Modes (FlopCounterMode, FakeTensorMode) and functorch's batching still see the call. A compiled graph needs that
+    implementation, and pays for it when it is traced.
+    """
+    if torch.compiler.is_compiling():
+        return operator(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*args)
+
+
+def memory_format(channels_last: bool) -> torch.memory_format:
+    """The torch.memory_format of a flag."""
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _output_pixels(
+    x_size: Sequence[int], w_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, int]:
+    p = output_size(x_size[2], w_size[2], padding[0], padding[2], stride[0], dilation[0])
+    q = output_size(x_size[3], w_size[3], padding[1], padding[3], stride[1], dilation[1])
+    torch._check(p > 0 and q > 0, lambda: f"the filter of {tuple(w_size[2:])} is larger than the padded input")
+    return p, q
+
+
+@torch.library.register_fake("cnnkern::conv2d_fprop")
+def _fprop_fake(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], groups: int, activation: str, alpha: float, flags: int,
+    kernel: str | None,
+) -> Tensor:  # fmt: skip
+    torch._check(x.dim() == 4 and w.dim() == 4, lambda: f"x and w have 4 dimensions, not {x.dim()} and {w.dim()}")
+    torch._check(x.dtype == w.dtype, lambda: f"x is {x.dtype}, w is {w.dtype}")
+    torch._check(
+        x.shape[1] == w.shape[1] * groups, lambda: f"groups={groups}, w {tuple(w.shape)} and x {tuple(x.shape)}"
+    )
+    torch._check(w.shape[0] % groups == 0, lambda: f"groups={groups} does not divide {w.shape[0]} output channels")
+    size = (x.shape[0], w.shape[0], *_output_pixels(x.shape, w.shape, stride, padding, dilation))
+    channels_last = suggests_channels_last(x) or suggests_channels_last(w)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
+
+
+@torch.library.register_fake("cnnkern::conv2d_dgrad")
+def _dgrad_fake(
+    dy: Tensor, w: Tensor, x_size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], groups: int, channels_last: bool, flags: int, kernel: str | None,
+) -> Tensor:  # fmt: skip
+    return torch.empty(x_size, dtype=dy.dtype, device=dy.device, memory_format=memory_format(channels_last))
+
+
+@torch.library.register_fake("cnnkern::conv2d_wgrad")
+def _wgrad_fake(
+    dy: Tensor, x: Tensor, w_size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    dilation: Sequence[int], groups: int, bias: bool, channels_last: bool, flags: int, kernel: str | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    dw = torch.empty(w_size, dtype=dy.dtype, device=dy.device, memory_format=memory_format(channels_last))
+    return dw, dy.new_empty(dy.shape[1] if bias else 0)
+
+
+@torch.library.register_fake("cnnkern::depthwise_separable")
+def _depthwise_separable_fake(
+    x: Tensor, dw_weight: Tensor, dw_scale: Tensor | None, dw_shift: Tensor | None, dw_activation: str,
+    dw_alpha: float, pw_weight: Tensor, pw_scale: Tensor | None, pw_shift: Tensor | None, pw_activation: str,
+    pw_alpha: float, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], flags: int,
+    kernel: str | None,
+) -> Tensor:  # fmt: skip
+    size = (x.shape[0], pw_weight.shape[0], *_output_pixels(x.shape, dw_weight.shape, stride, padding, dilation))
+    channels_last = suggests_channels_last(x) or suggests_channels_last(dw_weight) or suggests_channels_last(pw_weight)
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
+
+
+@torch.library.register_fake("cnnkern::channel_shuffle")
+def _channel_shuffle_fake(x: Tensor, groups: int) -> Tensor:
+    return torch.empty(
+        x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(suggests_channels_last(x))
+    )
+
+
+@torch.library.register_fake("cnnkern::max_pool2d")
+def _max_pool_fake(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    ceil_mode: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return torch.ops.aten.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
+
+
+@torch.library.register_fake("cnnkern::max_pool2d_backward")
+def _max_pool_backward_fake(dy: Tensor, indices: Tensor, x_size: Sequence[int], channels_last: bool) -> Tensor:
+    return torch.empty(x_size, dtype=dy.dtype, device=dy.device, memory_format=memory_format(channels_last))
+
+
+@torch.library.register_fake("cnnkern::avg_pool2d")
+def _avg_pool_fake(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool,
+    count_include_pad: bool,
+) -> Tensor:  # fmt: skip
+    return torch.ops.aten.avg_pool2d(x, kernel, stride, padding, ceil_mode, count_include_pad)
+
+
+@torch.library.register_fake("cnnkern::avg_pool2d_backward")
+def _avg_pool_backward_fake(
+    dy: Tensor, x_size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+    ceil_mode: bool, count_include_pad: bool, channels_last: bool,
+) -> Tensor:  # fmt: skip
+    return torch.empty(x_size, dtype=dy.dtype, device=dy.device, memory_format=memory_format(channels_last))
+
+
+@torch.library.register_fake("cnnkern::global_avg_pool2d")
+def _global_avg_pool_fake(x: Tensor) -> Tensor:
+    channels_last = suggests_channels_last(x)
+    return torch.empty(
+        (*x.shape[:2], 1, 1), dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last)
+    )
+
+
+def _conv_flops(y_size: Sequence[int], w_size: Sequence[int]) -> int:
+    return 2 * math.prod(y_size) * math.prod(w_size[1:])
+
+
+@register_flop_formula(torch.ops.cnnkern.conv2d_fprop)
+def _fprop_flops(x_size: Sequence[int], w_size: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
+    return _conv_flops(out_shape, w_size)
+
+
+@register_flop_formula(torch.ops.cnnkern.conv2d_dgrad)
+def _dgrad_flops(dy_size: Sequence[int], w_size: Sequence[int], *_: Any, **__: Any) -> int:
+    return _conv_flops(dy_size, w_size)
+
+
+@register_flop_formula(torch.ops.cnnkern.conv2d_wgrad)
+def _wgrad_flops(dy_size: Sequence[int], x_size: Sequence[int], w_size: Sequence[int], *_: Any, **__: Any) -> int:
+    return _conv_flops(dy_size, w_size)
+
+
+@register_flop_formula(torch.ops.cnnkern.depthwise_separable)
+def _depthwise_separable_flops(
+    x_size: Sequence[int], dw_size: Sequence[int], dw_scale: Any, dw_shift: Any, dw_activation: str, dw_alpha: float,
+    pw_size: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any,
+) -> int:  # fmt: skip
+    between = (out_shape[0], dw_size[0], *out_shape[2:])
+    return _conv_flops(between, dw_size) + _conv_flops(out_shape, pw_size)

@@ -1,0 +1,192 @@
+#include "conv.h"
+
+#include <algorithm>
+
+#include "channels.h"
+#include "kernel_list.h"
+#include "memo.h"
+#include "staging.h"
+
+namespace cnnkern::cpu {
+namespace {
+
+std::string sizes_text(const int64_t* sizes) {
+  std::string text = "[";
+  for (int i = 0; i < 4; ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + "]";
+}
+
+void check_sizes(const Tensor4& tensor, std::array<int64_t, 4> expected, const char* name) {
+  if (std::equal(expected.begin(), expected.end(), tensor.sizes)) return;
+  check(false, std::string(name) + " has sizes " + sizes_text(tensor.sizes) + " where " +
+                   sizes_text(expected.data()) + " are expected");
+}
+
+void check_dtype(const Tensor4& tensor, const Tensor4& first, const char* name) {
+  if (tensor.torch_dtype != first.torch_dtype) check(false, std::string(name) + " has another dtype than the others");
+}
+
+std::array<int64_t, 4> y_sizes(const ConvProblem& p) { return {p.n, p.k, p.p(), p.q()}; }
+
+// Notes in the problem how x or y lies in memory.
+void note_layout(const int64_t* sizes, const int64_t* strides, Layout& layout, int64_t& pixel_stride) {
+  const int64_t stride = nhwc_pixel_stride(sizes, strides);
+  layout = stride ? Layout::nhwc : Layout::nchw;
+  pixel_stride = stride == sizes[1] ? 0 : stride;
+}
+
+WeightLayout weight_layout(const Tensor4& w) {
+  return nhwc_pixel_stride(w.sizes, w.strides) == w.sizes[1] ? WeightLayout::krsc : WeightLayout::kcrs;
+}
+
+// Where an operand has no elements the plain loops do what is left to do: zeros, or the epilogue of zero.
+const Kernel& kernel_for(const ConvProblem& problem, const Choice& choice, bool empty_operand) {
+  if (!choice.kernel.empty()) {
+    const Kernel& kernel = kernel_named(choice.kernel);
+    require(kernel, problem);
+    return kernel;
+  }
+  if (empty_operand) return reference_kernel(problem.direction, problem.dtype);
+  return chosen_kernel(problem, choice.flags);
+}
+
+void* stage(const Tensor4& tensor, Layout layout, DType dtype, Scratch slot) {
+  return stage(tensor, layout == Layout::nhwc, element_size(dtype), slot);
+}
+
+void* stage_weights(const Tensor4& w, const ConvProblem& problem) {
+  return stage(w, problem.w_layout == WeightLayout::krsc, element_size(problem.dtype), Scratch::w);
+}
+
+void stage_residual(AtenTensorHandle handle, const Tensor4& x, const ConvProblem& problem, Operands& operands) {
+  const Tensor4 residual = read_tensor(handle, "residual");
+  check_sizes(residual, y_sizes(problem), "residual");
+  check_dtype(residual, x, "residual");
+  const int64_t pixel_stride = nhwc_pixel_stride(residual.sizes, residual.strides);
+  operands.residual = stage(residual, pixel_stride, element_size(problem.dtype), Scratch::residual);
+  operands.residual_pixel_stride = pixel_stride ? pixel_stride : problem.k;
+}
+
+}  // namespace
+
+Epilogue epilogue_of(const EpilogueTensors& tensors) {
+  const bool has_alpha = tensors.activation == Activation::leaky_relu || tensors.activation == Activation::elu;
+  return {tensors.activation, tensors.scale != nullptr, tensors.shift != nullptr, tensors.residual != nullptr,
+          has_alpha ? tensors.alpha : 0};
+}
+
+Activation activation_named(std::string_view name) {
+  for (size_t i = 0; i < std::size(kActivationNames); ++i) {
+    if (kActivationNames[i] == name) return static_cast<Activation>(i);
+  }
+  throw std::runtime_error("no activation is named '" + std::string(name) + "'");
+}
+
+ConvProblem conv_problem(Direction direction, DType dtype, const int64_t* x_sizes, const int64_t* w_sizes,
+                         const Geometry& geometry) {
+  ConvProblem problem{.n = x_sizes[0],
+                      .c = x_sizes[1],
+                      .h = x_sizes[2],
+                      .w = x_sizes[3],
+                      .k = w_sizes[0],
+                      .r = w_sizes[2],
+                      .s = w_sizes[3],
+                      .stride_h = geometry.stride[0],
+                      .stride_w = geometry.stride[1],
+                      .pad_top = geometry.padding[0],
+                      .pad_left = geometry.padding[1],
+                      .pad_bottom = geometry.padding[2],
+                      .pad_right = geometry.padding[3],
+                      .dilation_h = geometry.dilation[0],
+                      .dilation_w = geometry.dilation[1],
+                      .groups = geometry.groups,
+                      .epilogue = {},
+                      .direction = direction,
+                      .dtype = dtype};
+  const std::string reason = problem.why_invalid();
+  check(reason.empty(), reason);
+  if (w_sizes[1] != problem.c_per_group()) {
+    check(false, "w has " + std::to_string(w_sizes[1]) + " maps a filter where x has " +
+                     std::to_string(problem.c_per_group()) + " a group");
+  }
+  return problem;
+}
+
+OwnedTensor conv_fprop(AtenTensorHandle x_handle, AtenTensorHandle w_handle, const EpilogueTensors& epilogue,
+                       const Geometry& geometry, const Choice& choice) {
+  const Tensor4 x = read_tensor(x_handle, "x"), w = read_tensor(w_handle, "w");
+  check_dtype(w, x, "w");
+  ConvProblem problem = conv_problem(Direction::fprop, dtype_of(x.torch_dtype), x.sizes, w.sizes, geometry);
+  problem.epilogue = epilogue_of(epilogue);
+  const bool channels_last = suggests_channels_last(x.sizes, x.strides) || suggests_channels_last(w.sizes, w.strides);
+  Result y(y_sizes(problem).data(), channels_last, x.torch_dtype, element_size(problem.dtype), Scratch::y);
+  if (y.empty()) return y.finish(nullptr);
+
+  note_layout(x.sizes, x.strides, problem.x_layout, problem.x_pixel_stride);
+  problem.w_layout = weight_layout(w);
+  problem.y_layout = y.in_place() ? Layout::nhwc : Layout::nchw;
+  const Kernel& kernel = kernel_for(problem, choice, x.empty() || w.empty());
+
+  Operands operands{.x = stage(x, problem.x_layout, problem.dtype, Scratch::x),
+                    .w = stage_weights(w, problem),
+                    .y = y.data()};
+  if (epilogue.scale || epilogue.shift) {
+    double* room = scratch<double>(Scratch::channels, 2 * problem.k);
+    operands.scale = channel_vector(epilogue.scale, problem.k, problem.dtype, "scale", room);
+    operands.shift = channel_vector(epilogue.shift, problem.k, problem.dtype, "shift", room + problem.k);
+  }
+  if (epilogue.residual) stage_residual(epilogue.residual, x, problem, operands);
+  kernel.run(staged(problem), operands);
+  return y.finish(operands.y);
+}
+
+OwnedTensor conv_dgrad(AtenTensorHandle dy_handle, AtenTensorHandle w_handle, const std::array<int64_t, 4>& x_size,
+                       const Geometry& geometry, bool channels_last, const Choice& choice) {
+  const Tensor4 dy = read_tensor(dy_handle, "dy"), w = read_tensor(w_handle, "w");
+  check_dtype(w, dy, "w");
+  ConvProblem problem = conv_problem(Direction::dgrad, dtype_of(dy.torch_dtype), x_size.data(), w.sizes, geometry);
+  check_sizes(dy, y_sizes(problem), "dy");
+  Result dx(x_size.data(), channels_last, dy.torch_dtype, element_size(problem.dtype), Scratch::x);
+  if (dx.empty()) return dx.finish(nullptr);
+
+  problem.x_layout = dx.in_place() ? Layout::nhwc : Layout::nchw;
+  problem.w_layout = weight_layout(w);
+  note_layout(dy.sizes, dy.strides, problem.y_layout, problem.y_pixel_stride);
+  const Kernel& kernel = kernel_for(problem, choice, dy.empty() || w.empty());
+
+  const Operands operands{.x = dx.data(),
+                          .w = stage_weights(w, problem),
+                          .y = stage(dy, problem.y_layout, problem.dtype, Scratch::y)};
+  kernel.run(staged(problem), operands);
+  return dx.finish(operands.x);
+}
+
+WeightGradients conv_wgrad(AtenTensorHandle dy_handle, AtenTensorHandle x_handle, const std::array<int64_t, 4>& w_size,
+                           const Geometry& geometry, bool bias, bool channels_last, const Choice& choice) {
+  const Tensor4 dy = read_tensor(dy_handle, "dy"), x = read_tensor(x_handle, "x");
+  check_dtype(x, dy, "x");
+  ConvProblem problem = conv_problem(Direction::wgrad, dtype_of(dy.torch_dtype), x.sizes, w_size.data(), geometry);
+  check_sizes(dy, y_sizes(problem), "dy");
+  Result dw(w_size.data(), channels_last, dy.torch_dtype, element_size(problem.dtype), Scratch::w);
+  const int64_t bias_size = bias ? problem.k : 0, bias_stride = 1;
+  OwnedTensor db = empty_strided(1, &bias_size, &bias_stride, dy.torch_dtype);
+
+  note_layout(x.sizes, x.strides, problem.x_layout, problem.x_pixel_stride);
+  problem.w_layout = dw.in_place() ? WeightLayout::krsc : WeightLayout::kcrs;
+  note_layout(dy.sizes, dy.strides, problem.y_layout, problem.y_pixel_stride);
+  const Kernel& kernel = kernel_for(problem, choice, dw.empty() || dy.empty() || x.empty());
+
+  Operands operands{.x = stage(x, problem.x_layout, problem.dtype, Scratch::x),
+                    .w = dw.data(),
+                    .y = stage(dy, problem.y_layout, problem.dtype, Scratch::y)};
+  if (bias) operands.dbias = scratch<double>(Scratch::channels, problem.k);
+  kernel.run(staged(problem), operands);
+  if (bias) {
+    const void* data = nullptr;
+    CNNKERN_TORCH(torch_get_const_data_ptr(db.get(), &data));
+    from_accumulator(operands.dbias, problem.k, problem.dtype, const_cast<void*>(data));
+  }
+  return {dw.finish(operands.w), std::move(db)};
+}
+
+}  // namespace cnnkern::cpu

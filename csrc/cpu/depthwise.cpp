@@ -1,0 +1,285 @@
+// Depthwise convolution: every map has a filter of its own (groups == C == K).
+//
+//   fprop  y[n,p,q,c]  = epilogue( sum over r,s of x[n, p*u - pad + r*l, q*u - pad + s*l, c] * w[c,r,s] )
+//   dgrad  dx[n,h,w,c] = sum over r,s of dy[n, (h + pad - r*l)/u, (w + pad - s*l)/u, c] * w[c,r,s], where that divides
+//   wgrad  dw[c,r,s]   = sum over n,p,q of x[...as fprop] * dy[n,p,q,c];  dbias[c] = sum of dy
+//
+// x, y: NHWC with pixel strides; w: [C][R][S], repacked so that a vector holds neighbouring maps.
+//
+// fprop and dgrad are one sweep over output rows (group_sweep.h) with groups of one map. wgrad keeps the sums of a
+// filter in registers along a row. There each thread owns a block of maps, or where these do not divide evenly a range
+// of rows whose partial sums are added in a fixed order: the result does not depend on timing.
+//
+// Bound: 2 * R * S flops per 8 bytes (fp32, stride 1): FMA units in cache, memory bandwidth outside it.
+#include <algorithm>
+#include <cstring>
+
+#include "group_sweep.h"
+#include "naming.h"
+
+namespace cnnkern::cpu::CNNKERN_ISA {
+namespace {
+
+// Any filter, stride and dilation, and fewer maps than lanes: pixel by pixel over the list of its taps.
+template <class T>
+void run_sweep_any(const Sweep<T, T>& sweep) {
+  struct Line {
+    const T* in;
+    const acc_t<T>* w;
+  };
+  const int64_t vectors = (sweep.maps + kLanes<T> - 1) / kLanes<T>;
+  for_each_row(sweep.n * sweep.rows.out, vectors, 1, [&](const Part& part) {
+    Line* lines = scratch<Line>(Scratch::local, sweep.rows.taps * sweep.columns.taps);
+    const int64_t image = part.row / sweep.rows.out;
+    for (int64_t column = 0; column < sweep.columns.out; ++column) {
+      int64_t line_count = 0;
+      for (int64_t f = 0; f < sweep.rows.taps; ++f) {
+        const int64_t i = sweep.rows.source(part.row % sweep.rows.out, f);
+        for (int64_t s = 0; i >= 0 && s < sweep.columns.taps; ++s) {
+          const int64_t j = sweep.columns.source(column, s);
+          if (j < 0) continue;
+          lines[line_count++] = {sweep.in + ((image * sweep.rows.in + i) * sweep.columns.in + j) * sweep.in_stride,
+                                 sweep.w + (f * sweep.columns.taps + s) * sweep.maps};
+        }
+      }
+      const int64_t pixel = part.row * sweep.columns.out + column;
+      for (int64_t c = part.block_begin * kLanes<T>; c < std::min(part.block_end * kLanes<T>, sweep.maps);
+           c += kLanes<T>) {
+        const int n = static_cast<int>(std::min<int64_t>(sweep.maps - c, kLanes<T>));
+        Vec<acc_t<T>> sum{};
+        for (int64_t i = 0; i < line_count; ++i) sum += load_n(lines[i].in + c, n) * load_n(lines[i].w + c, n);
+        sum = affine<T>(sum, sweep.epilogue, c, pixel, n);
+        store_n(sweep.out + pixel * sweep.out_stride + c,
+                activate(sum, sweep.epilogue.activation, sweep.epilogue.alpha), n);
+      }
+    }
+  });
+}
+
+// [C][taps] in T -> [taps][C] in the accumulator's type, maps begin .. begin + lanes - 1 at a time with vectors apart.
+template <class T>
+const acc_t<T>* pack_vectors(const T* w, int64_t maps, int64_t taps) {
+  constexpr int kLane = kLanes<T>;
+  const int64_t vectors = (maps + kLane - 1) / kLane;
+  acc_t<T>* packed = scratch<acc_t<T>>(Scratch::packed, vectors * taps * kLane);
+  for (int64_t v = 0; v < vectors; ++v) {
+    const T* source = w + vector_start<acc_t<T>>(v, maps) * taps;
+    for (int64_t t = 0; t < taps; ++t)
+      for (int l = 0; l < kLane; ++l) packed[(v * taps + t) * kLane + l] = to_acc(source[l * taps + t]);
+  }
+  return packed;
+}
+
+template <class T>
+const acc_t<T>* pack_any(const T* w, int64_t maps, int64_t taps) {
+  acc_t<T>* packed = scratch<acc_t<T>>(Scratch::packed, maps * taps);
+  for (int64_t c = 0; c < maps; ++c)
+    for (int64_t t = 0; t < taps; ++t) packed[t * maps + c] = to_acc(w[c * taps + t]);
+  return packed;
+}
+
+template <class T, int S, bool kTransposed>
+void run_square(const ConvProblem& problem, const Operands& operands) {
+  Sweep<T, T> sweep = make_sweep<T, T>(problem, operands);
+  sweep.w = pack_vectors(static_cast<const T*>(operands.w), problem.c, S * S);
+  if (problem.stride_w == 1) return run_sweep<S, 1, kTransposed, Values::each>(sweep);
+  run_sweep<S, 2, kTransposed, Values::each>(sweep);
+}
+
+template <class T>
+void run_any(const ConvProblem& problem, const Operands& operands) {
+  Sweep<T, T> sweep = make_sweep<T, T>(problem, operands);
+  sweep.w = pack_any(static_cast<const T*>(operands.w), problem.c, problem.r * problem.s);
+  run_sweep_any(sweep);
+}
+
+// --- wgrad ----------------------------------------------------------------------------------------------------------
+
+// Adds one output row's share to the sums of RT x S taps, one vector of maps at a time.
+template <class T> struct FilterRow {
+  const T* const* in;  // [RT], at the column of output 0 and tap 0; rows outside the image point to zeros
+  const T* dy;
+  int64_t in_stride, dy_stride;      // from pixel to pixel
+  int64_t columns_in, columns_out;   // of x, of dy
+  int64_t stride, dilation, pad;
+  acc_t<T>* sums;                    // [RT][S][maps]
+  int64_t maps, map_begin, map_end;
+};
+
+template <class T, int RT, int S>
+void add_row(const FilterRow<T>& row) {
+  using V = Vec<acc_t<T>>;
+  // Outputs whose S taps all lie inside the image.
+  const int64_t reach = (S - 1) * row.dilation;
+  const int64_t inner_begin = std::clamp<int64_t>((row.pad + row.stride - 1) / row.stride, 0, row.columns_out);
+  const int64_t space = row.columns_in - 1 - reach + row.pad;
+  const int64_t inner_end = std::clamp<int64_t>(space < 0 ? 0 : space / row.stride + 1, inner_begin, row.columns_out);
+  for (int64_t c = row.map_begin; c < row.map_end; c += kLanes<T>) {
+    const int n = static_cast<int>(std::min<int64_t>(row.map_end - c, kLanes<T>));
+    V sum[RT][S];
+#pragma GCC unroll 8
+    for (int r = 0; r < RT; ++r)
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) sum[r][s] = load_n(row.sums + (r * S + s) * row.maps + c, n);
+    const auto border = [&](int64_t begin, int64_t end) {
+      for (int64_t q = begin; q < end; ++q) {
+        const V dy = load_n(row.dy + q * row.dy_stride + c, n);
+#pragma GCC unroll 8
+        for (int s = 0; s < S; ++s) {
+          const int64_t column = q * row.stride + s * row.dilation;
+          if (column < row.pad || column - row.pad >= row.columns_in) continue;
+#pragma GCC unroll 8
+          for (int r = 0; r < RT; ++r) sum[r][s] += dy * load_n(row.in[r] + column * row.in_stride + c, n);
+        }
+      }
+    };
+    const auto inner = [&](const auto& load_maps) {
+      for (int64_t q = inner_begin; q < inner_end; ++q) {
+        const V dy = load_maps(row.dy + q * row.dy_stride + c);
+        const int64_t at = q * row.stride * row.in_stride + c;
+#pragma GCC unroll 8
+        for (int r = 0; r < RT; ++r)
+#pragma GCC unroll 8
+          for (int s = 0; s < S; ++s) sum[r][s] += dy * load_maps(row.in[r] + at + s * row.dilation * row.in_stride);
+      }
+    };
+    border(0, inner_begin);
+    if (n == kLanes<T>) inner([](const T* p) { return load(p); });
+    else inner([n](const T* p) { return load_n(p, n); });
+    border(inner_end, row.columns_out);
+#pragma GCC unroll 8
+    for (int r = 0; r < RT; ++r)
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) store_n(row.sums + (r * S + s) * row.maps + c, sum[r][s], n);
+  }
+}
+
+template <class T>
+void add_bias(const T* dy, int64_t dy_stride, int64_t columns, acc_t<T>* sums, int64_t map_begin, int64_t map_end) {
+  for (int64_t c = map_begin; c < map_end; c += kLanes<T>) {
+    const int n = static_cast<int>(std::min<int64_t>(map_end - c, kLanes<T>));
+    Vec<acc_t<T>> sum = load_n(sums + c, n);
+    for (int64_t q = 0; q < columns; ++q) sum += load_n(dy + q * dy_stride + c, n);
+    store_n(sums + c, sum, n);
+  }
+}
+
+// kFilter: the width of a square filter, or 0 for any (then one tap at a time).
+template <class T, int kFilter>
+void run_wgrad(const ConvProblem& problem, const Operands& operands) {
+  using A = acc_t<T>;
+  constexpr int S = std::max(kFilter, 1);
+  constexpr int RT = S * S + 4 <= kRegisters ? S : 1;  // filter rows whose sums fit the registers
+  const int64_t taps = problem.r * problem.s, maps = problem.c, p_count = problem.p(), q_count = problem.q();
+  const Axis rows{problem.h, p_count, problem.r, problem.stride_h, problem.pad_top, problem.dilation_h, false};
+  const int64_t row_elements = problem.w * problem.x_stride();
+
+  // One thread per block of maps, or, where these do not come out even, per range of rows.
+  const int64_t threads = std::min(thread_count(), std::max<int64_t>(problem.n * p_count, 1));
+  const int64_t vectors = (maps + kLanes<T> - 1) / kLanes<T>;
+  const int64_t blocks = vectors % threads == 0 ? threads : 1;
+  const int64_t chunks = threads / blocks;
+  const int64_t sum_rows = taps + 1;  // the last one is dbias
+  A* sums = scratch<A>(Scratch::packed, chunks * sum_rows * maps);
+  std::memset(sums, 0, static_cast<size_t>(chunks * sum_rows * maps) * sizeof(A));
+  T* zeros = scratch<T>(Scratch::local, row_elements);
+  std::memset(static_cast<void*>(zeros), 0, static_cast<size_t>(row_elements) * sizeof(T));
+
+  parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t block = task % blocks, chunk = task / blocks;
+      A* own = sums + chunk * sum_rows * maps;
+      FilterRow<T> row{};
+      const T* lines[RT];
+      row.in = lines;
+      row.in_stride = problem.x_stride();
+      row.dy_stride = problem.y_stride();
+      row.columns_in = problem.w;
+      row.columns_out = q_count;
+      row.stride = problem.stride_w;
+      row.dilation = problem.dilation_w;
+      row.maps = maps;
+      row.map_begin = block * vectors / blocks * kLanes<T>;
+      row.map_end = std::min((block + 1) * vectors / blocks * kLanes<T>, maps);
+      for (int64_t i = chunk * problem.n * p_count / chunks; i < (chunk + 1) * problem.n * p_count / chunks; ++i) {
+        row.dy = static_cast<const T*>(operands.y) + i * q_count * row.dy_stride;
+        const T* image = static_cast<const T*>(operands.x) + i / p_count * problem.h * row_elements;
+        for (int64_t f = 0; f < problem.r; f += RT) {
+          bool inside = false;
+          for (int64_t s = 0; s < problem.s; s += S) {
+            row.pad = problem.pad_left - s * row.dilation;
+            for (int r = 0; r < RT; ++r) {
+              const int64_t source = rows.source(i % p_count, f + r);
+              inside |= source >= 0;
+              lines[r] = (source < 0 ? zeros : image + source * row_elements) - row.pad * row.in_stride;
+            }
+            row.sums = own + (f * problem.s + s) * maps;
+            if (inside) add_row<T, RT, S>(row);
+          }
+        }
+        if (operands.dbias) add_bias(row.dy, row.dy_stride, q_count, own + taps * maps, row.map_begin, row.map_end);
+      }
+    }
+  });
+
+  const auto total = [&](int64_t tap, int64_t c) {
+    A value = 0;
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) value += sums[(chunk * sum_rows + tap) * maps + c];
+    return value;
+  };
+  T* dw = static_cast<T*>(operands.w);
+  for (int64_t c = 0; c < maps; ++c) {
+    for (int64_t tap = 0; tap < taps; ++tap) dw[c * taps + tap] = from_acc<T>(total(tap, c));
+    if (operands.dbias) static_cast<A*>(operands.dbias)[c] = total(taps, c);
+  }
+}
+
+// --- the list -------------------------------------------------------------------------------------------------------
+
+std::string why_not_any(const ConvProblem& problem) {
+  return problem.depthwise() ? "" : "depthwise kernels need one filter per map: groups == C == K";
+}
+
+template <class T, int S>
+std::string why_not_square(const ConvProblem& problem) {
+  const std::string why = why_not_any(problem);
+  if (!why.empty()) return why;
+  if (problem.direction != Direction::wgrad) return why_not_swept(problem, S, kLanes<T>);
+  return problem.r == S && problem.s == S ? "" : "needs a filter of " + std::to_string(S) + "x" + std::to_string(S);
+}
+
+template <class T, int S>
+void append_square(KernelList& list) {
+  const std::string filter = std::to_string(S) + "x" + std::to_string(S);
+  const std::string tile = std::to_string(kTilePixels) + "x" + filter;
+  const auto append = [&](Direction direction, const std::string& tile_name, auto run) {
+    list.push_back({kernel_name("depthwise", direction, kDTypeOf<T>, tile_name), why_not_square<T, S>, nullptr, run});
+  };
+  append(Direction::fprop, tile, run_square<T, S, false>);
+  append(Direction::dgrad, tile, run_square<T, S, true>);
+  append(Direction::wgrad, filter, run_wgrad<T, S>);
+}
+
+template <class T>
+void append_dtype(KernelList& list) {
+  append_square<T, 3>(list);
+  append_square<T, 5>(list);
+  append_square<T, 7>(list);
+  const auto append = [&](Direction direction, auto run) {
+    list.push_back({kernel_name("depthwise", direction, kDTypeOf<T>, "any"), why_not_any, nullptr, run});
+  };
+  append(Direction::fprop, run_any<T>);
+  append(Direction::dgrad, run_any<T>);
+  append(Direction::wgrad, run_wgrad<T, 0>);
+}
+
+}  // namespace
+
+void append_depthwise(KernelList& list) {
+  append_dtype<float>(list);
+  append_dtype<double>(list);
+  append_dtype<bf16>(list);
+  append_dtype<f16>(list);
+}
+
+}  // namespace cnnkern::cpu::CNNKERN_ISA

@@ -1,0 +1,167 @@
+// Vectors of the instruction set that this file is compiled for, on GCC's and Clang's vector types.
+//
+// Vec<float> and Vec<double> are registers: +, -, * and comparisons are the language's own, and a * b + c contracts to
+// one FMA. Storage types (bf16, f16) are widened by load and rounded to nearest even by store; arithmetic is always in
+// acc_t<T>. Every load and store is unaligned; the _n forms touch only the first n elements in memory.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "../isa.h"
+
+namespace cnnkern::cpu::CNNKERN_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr int kRegisters = 32;
+#elif defined(__AVX__)
+constexpr int kVectorBytes = 32;
+constexpr int kRegisters = 16;
+#elif defined(__aarch64__)
+constexpr int kVectorBytes = 16;
+constexpr int kRegisters = 32;
+#else
+constexpr int kVectorBytes = 16;
+constexpr int kRegisters = 16;
+#endif
+
+struct bf16 { uint16_t bits; };
+struct f16 { uint16_t bits; };
+
+template <class T> struct Traits { using acc = T; };
+template <> struct Traits<bf16> { using acc = float; };
+template <> struct Traits<f16> { using acc = float; };
+template <class T> using acc_t = typename Traits<T>::acc;
+
+template <class T> struct VecType {
+  typedef T type __attribute__((vector_size(kVectorBytes), aligned(alignof(T)), may_alias));
+};
+template <class T> using Vec = typename VecType<T>::type;
+// Lanes of an accumulator vector: the number of T elements that one step of a loop handles.
+template <class T> constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(acc_t<T>));
+
+using F32 = Vec<float>;
+using F64 = Vec<double>;
+using I32 = Vec<int32_t>;
+using U32 = Vec<uint32_t>;
+constexpr int kHalfBytes = kVectorBytes / 2;
+typedef uint16_t U16Half __attribute__((vector_size(kHalfBytes), aligned(2), may_alias));
+
+template <class A> CNNKERN_INLINE Vec<A> broadcast(A value) { return value - Vec<A>{}; }
+
+// --- scalar conversions ---------------------------------------------------------------------------------------------
+
+CNNKERN_INLINE float to_acc(float v) { return v; }
+CNNKERN_INLINE double to_acc(double v) { return v; }
+CNNKERN_INLINE float to_acc(bf16 v) {
+  const uint32_t bits = static_cast<uint32_t>(v.bits) << 16;
+  float out;
+  std::memcpy(&out, &bits, sizeof out);
+  return out;
+}
+CNNKERN_INLINE float to_acc(f16 v) {
+  _Float16 half;
+  std::memcpy(&half, &v.bits, sizeof half);
+  return static_cast<float>(half);
+}
+
+template <class T> CNNKERN_INLINE T from_acc(acc_t<T> v) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    uint32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    if (v != v) return bf16{static_cast<uint16_t>((bits >> 16) | 0x0040)};  // a NaN stays a NaN
+    return bf16{static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
+  } else if constexpr (std::is_same_v<T, f16>) {
+    const _Float16 half = static_cast<_Float16>(v);
+    f16 out;
+    std::memcpy(&out.bits, &half, sizeof half);
+    return out;
+  } else {
+    return v;
+  }
+}
+
+// --- full vectors ---------------------------------------------------------------------------------------------------
+
+CNNKERN_INLINE F32 load(const float* p) { return *reinterpret_cast<const F32*>(p); }
+CNNKERN_INLINE F64 load(const double* p) { return *reinterpret_cast<const F64*>(p); }
+CNNKERN_INLINE void store(float* p, F32 v) { *reinterpret_cast<F32*>(p) = v; }
+CNNKERN_INLINE void store(double* p, F64 v) { *reinterpret_cast<F64*>(p) = v; }
+
+CNNKERN_INLINE F32 load(const bf16* p) {
+  const U16Half half = *reinterpret_cast<const U16Half*>(p);
+  return reinterpret_cast<F32>(__builtin_convertvector(half, U32) << 16);
+}
+CNNKERN_INLINE void store(bf16* p, F32 v) {
+  const U32 bits = reinterpret_cast<U32>(v);
+  const U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const U32 nan = (bits >> 16) | 0x0040;
+  const U32 is_nan = reinterpret_cast<U32>(v != v);
+  *reinterpret_cast<U16Half*>(p) = __builtin_convertvector((rounded & ~is_nan) | (nan & is_nan), U16Half);
+}
+
+CNNKERN_INLINE F32 load(const f16* p) {
+#if defined(__AVX512F__)
+  return reinterpret_cast<F32>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+#elif defined(__F16C__)
+  return reinterpret_cast<F32>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+#else
+  F32 out;
+  for (int i = 0; i < kLanes<float>; ++i) out[i] = to_acc(p[i]);
+  return out;
+#endif
+}
+CNNKERN_INLINE void store(f16* p, F32 v) {
+#if defined(__AVX512F__)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(reinterpret_cast<__m512>(v), 0));
+#elif defined(__F16C__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(reinterpret_cast<__m256>(v), 0));
+#else
+  for (int i = 0; i < kLanes<float>; ++i) p[i] = from_acc<f16>(v[i]);
+#endif
+}
+
+// --- the first n elements, 0 <= n <= lanes --------------------------------------------------------------------------
+
+template <class T> CNNKERN_INLINE Vec<acc_t<T>> load_n(const T* p, int n) {
+  if (n == kLanes<T>) return load(p);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    return reinterpret_cast<F32>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+  }
+#endif
+  T buffer[kLanes<T>] = {};
+  for (int i = 0; i < n; ++i) buffer[i] = p[i];
+  return load(buffer);
+}
+
+template <class T> CNNKERN_INLINE void store_n(T* p, Vec<acc_t<T>> v, int n) {
+  if (n == kLanes<T>) return store(p, v);
+#if defined(__AVX512F__)
+  if constexpr (std::is_same_v<T, float>) {
+    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
+    return;
+  }
+#endif
+  T buffer[kLanes<T>];
+  store(buffer, v);
+  for (int i = 0; i < n; ++i) p[i] = buffer[i];
+}
+
+// --- lane-wise minimum and maximum: NaN in `v` stays NaN -----------------------------------------------------------
+
+template <class V> CNNKERN_INLINE V max(V v, V bound) { return v < bound ? bound : v; }
+template <class V> CNNKERN_INLINE V min(V v, V bound) { return v > bound ? bound : v; }
+
+template <class A> CNNKERN_INLINE A sum(Vec<A> v) {
+  A total = 0;
+  for (int i = 0; i < kLanes<A>; ++i) total += v[i];
+  return total;
+}
+
+}  // namespace cnnkern::cpu::CNNKERN_ISA
