@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -92,8 +93,8 @@ def bench(
         run.measure(record, cases, kernel, budget, show)
     console = new_console()
     console.print(means_table(record), losses_table(record), outcomes_table(record))
-    for problem, reason in record.missing.items():
-        console.print(f"no own kernel: {problem}: {reason}", style="yellow", markup=False)
+    for reason, count in Counter(map(first_line, record.missing.values())).items():
+        console.print(f"{count} not measured: {reason}", style="yellow", markup=False)
     finish(record, "layers", out)
 
 
@@ -160,6 +161,11 @@ def make_report(results: Path, readme: Path | None) -> None:
     click.echo(report.write(results))
     if readme:
         report.update_readme(readme, report.load(results))
+
+
+def first_line(text: str) -> str:
+    """What matters most of a reason."""
+    return text.partition("\n")[0]
 
 
 def chosen_cases(

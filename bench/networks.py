@@ -32,6 +32,7 @@ class Residual(nn.Module):
         self.act = act if act is not None else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, K, P, Q) of (N, C, H, W)."""
         return self.act(self.body(x) + self.shortcut(x))
 
 
@@ -39,6 +40,7 @@ class Concat(nn.ModuleList):
     """The branches' outputs side by side along the channels."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, sum of K, P, Q) of (N, C, H, W)."""
         return torch.cat([branch(x) for branch in self], dim=1)
 
 

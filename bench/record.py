@@ -89,7 +89,7 @@ class WholeRow:
 class Record:
     """Everything one command measured, and where.
 
-    ``missing`` maps a problem that no own kernel computes to the reason: such rows are never run by the vendor.
+    ``missing`` maps a problem without a row to the reason: no own kernel computes it, or the time was up.
     """
 
     command: str

@@ -7,7 +7,9 @@ theirs does, cold rows to that of memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,10 +20,10 @@ from cnnkern.bench.operands import draw, own_call
 from cnnkern.bench.timing import seconds_of
 from cnnkern.problem import DTYPES, ConvProblem
 
-GEMM = "fprop-{dtype}-n1c1024h64w32-k1024r1s1"  # 2048 x 1024 x 1024
+GEMM = "fprop-{dtype}-n1c512h32w32-k512r1s1"  # 1024 x 512 x 512
 COPY_BYTES = tuple(1 << shift for shift in range(18, 28, 2))  # 256 KiB to 64 MiB, read and written
 MEMORY_BYTES = 256 << 20
-REPEATS = 10
+SECONDS = 0.15  # spent on the best of each rate
 PLAUSIBLE = 1.15  # a row above this fraction of its roofline is an alarm: the ceilings are measurements too
 
 
@@ -49,6 +51,33 @@ class Ceilings:
         largest = max((size for size in self.cached if size <= working_set), default=min(self.cached))
         return [self.memory, *(rate for size, rate in self.cached.items() if size >= largest)]
 
+    def raised(self, other: Ceilings) -> Ceilings:
+        """The higher of each of two measurements: what else runs on the machine can only lower them."""
+        return Ceilings(
+            {dtype: max(rate, other.flops[dtype]) for dtype, rate in self.flops.items()},
+            {size: max(rate, other.cached[size]) for size, rate in self.cached.items()},
+            max(self.memory, other.memory),
+        )
+
+
+class Roofline:
+    """The ceilings as known so far; they are measured again before any time is called impossible."""
+
+    def __init__(self, dtypes: Sequence[str]) -> None:
+        self.dtypes = dtypes
+        self.ceilings = measure(dtypes)
+
+    def why_impossible(self, problem: ConvProblem, warm: float, cold: float) -> str:
+        """Empty, or why the seconds of a warm and a cold call count for nothing."""
+        if self.highest_fraction(problem, warm, cold) > PLAUSIBLE:
+            self.ceilings = self.ceilings.raised(measure(self.dtypes))
+        fraction = self.highest_fraction(problem, warm, cold)
+        return "" if fraction <= PLAUSIBLE else f"{fraction:.2f} of the roofline: it cannot have done the work"
+
+    def highest_fraction(self, problem: ConvProblem, warm: float, cold: float) -> float:
+        """How close either call came to the least time."""
+        return max(self.ceilings.seconds(problem, cold=False) / warm, self.ceilings.seconds(problem, cold=True) / cold)
+
 
 def bytes_moved(problem: ConvProblem) -> int:
     """Each of x, w and y read or written once."""
@@ -71,12 +100,15 @@ def needed_flops(problem: ConvProblem) -> int:
 
 
 def best_rate(work: float, call: Callable[[], object]) -> float:
-    """Work per second in the shortest of a few calls."""
-    return work / min(seconds_of(call) for _ in range(REPEATS))
+    """Work per second in the shortest of many calls."""
+    best, deadline = math.inf, time.perf_counter() + SECONDS
+    while time.perf_counter() < deadline or best == math.inf:
+        best = min(best, seconds_of(call))
+    return work / best
 
 
-def measure(dtypes: list[str]) -> Ceilings:
-    """The ceilings of the threads that torch has now. Takes a second or two."""
+def measure(dtypes: Sequence[str]) -> Ceilings:
+    """The ceilings of the threads that torch has now. Takes about two seconds."""
     flops = {}
     for dtype in dtypes:
         problem = ConvProblem.parse(GEMM.format(dtype=dtype))

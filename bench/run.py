@@ -8,15 +8,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from cnnkern import dispatch
-from cnnkern.bench import roofline
 from cnnkern.bench.operands import draw, own_call
 from cnnkern.bench.peers import vendor_calls
 from cnnkern.bench.record import Comparison, Record, Row
+from cnnkern.bench.roofline import Roofline
 from cnnkern.bench.suites import Case, family
 from cnnkern.bench.timing import CacheFlush, race
 from cnnkern.bench.verify import MakeCall, verify
@@ -41,13 +42,8 @@ def makers_for(problem: ConvProblem, pattern: str | None) -> dict[str, MakeCall]
     return {name: partial(own_call, kernel=name) for name in able if re.search(pattern, name)}
 
 
-def why_implausible(fraction: float) -> str:
-    """Empty, or why a time at this fraction of the roofline counts for nothing."""
-    return "" if fraction <= roofline.PLAUSIBLE else f"{fraction:.2f} of the roofline: it cannot have done the work"
-
-
 def measure_case(
-    case: Case, makers: dict[str, MakeCall], budget: float, flush: Callable[[], None], ceilings: roofline.Ceilings
+    case: Case, makers: dict[str, MakeCall], budget: float, flush: Callable[[], None], roof: Roofline
 ) -> list[Row]:
     """A row for each of the kernels that ``makers`` makes calls of, in about ``budget`` seconds."""
     problem = case.problem
@@ -57,7 +53,6 @@ def measure_case(
     racing = budget * (1 - CHECKS_SHARE)
     cold_ours, cold_peer = race(own, peers, COLD_SHARE * racing, flush)
     warm_ours, warm_peer = race(own, peers, (1 - COLD_SHARE) * racing)
-    least, least_cold = ceilings.seconds(problem, cold=False), ceilings.seconds(problem, cold=True)
     rows = []
     for warm, cold in zip(warm_ours, cold_ours, strict=True):
         verdict = verify(problem, operands, warm.output, makers[warm.name])
@@ -73,9 +68,9 @@ def measure_case(
                 warm=Comparison.of(warm, warm_peer),
                 cold=Comparison.of(cold, cold_peer),
                 gflops=problem.flops / warm.median / 1e9,
-                roofline=least / warm.median,
+                roofline=roof.ceilings.seconds(problem, cold=False) / warm.median,
                 error=verdict.error,
-                fault=verdict.fault or why_implausible(max(least / warm.median, least_cold / cold.median)),
+                fault=verdict.fault or roof.why_impossible(problem, warm.median, cold.median),
             )
         )
     return rows
@@ -89,8 +84,7 @@ def weight_of(case: Case) -> float:
 def measure(record: Record, cases: Sequence[Case], pattern: str | None, budget: float, progress: Progress) -> None:
     """Fills ``record`` with the cases' rows in about ``budget`` seconds, and tells ``progress`` of each."""
     deadline = time.perf_counter() + budget
-    ceilings = roofline.measure(sorted({case.problem.dtype for case in cases}))
-    record.ceilings = ceilings
+    roof = Roofline(sorted({case.problem.dtype for case in cases}))
     flush = CacheFlush()
     weights = [weight_of(case) for case in cases]
     with torch.inference_mode(), dispatch.use(fallback="raise"):
@@ -100,8 +94,18 @@ def measure(record: Record, cases: Sequence[Case], pattern: str | None, budget: 
             except dispatch.NoKernelError as error:
                 record.missing[str(case.problem)] = str(error)
                 continue
-            left = max(deadline - time.perf_counter(), 0)
+            left = deadline - time.perf_counter()
+            if left <= 0:
+                record.missing[str(case.problem)] = f"the {budget:g} seconds were spent"
+                continue
             share = left * weights[position] / sum(weights[position:])
-            for row in measure_case(case, makers, share, flush, ceilings) if makers else []:
+            for row in measure_case(case, makers, share, flush, roof) if makers else []:
                 record.rows.append(row)
                 progress(row)
+    record.ceilings = roof.ceilings
+    record.rows = [replace(row, roofline=fraction_of(row, roof)) for row in record.rows]
+
+
+def fraction_of(row: Row, roof: Roofline) -> float:
+    """A warm row's fraction of the roofline as it is known in the end."""
+    return roof.ceilings.seconds(ConvProblem.parse(row.problem), cold=False) / row.warm.own.median

@@ -44,8 +44,8 @@ SUITES: dict[str, tuple[Part, ...]] = {
     "default": (
         Part(LECTURES, "fprop", "f32", 1),
         Part(("resnet50",), "fprop", "f32", 16),
-        Part(TRAINED, "dgrad", "f32", 16),
-        Part(TRAINED, "wgrad", "f32", 16),
+        Part(TRAINED, "dgrad", "f32", 4),
+        Part(TRAINED, "wgrad", "f32", 4),
         Part(("resnet50",), "fprop", "bf16", 1),
     ),
     "targets": (

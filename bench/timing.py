@@ -27,7 +27,7 @@ CONVERGED = 0.02  # half the width of the interval of a ratio that needs no more
 MIN_ROUNDS, MAX_ROUNDS = 6, 60  # of six samples the whole range holds the median with 97%
 SAMPLE_SECONDS = 1e-3  # a warm sample repeats its call to last about this long
 LONG_SECONDS = 20e-3  # a longer call leaves the caches as it wants to find them: nothing is run before it
-HOPELESS = 1.5  # a contender this much slower than the best peer after MIN_ROUNDS is not run further
+HOPELESS = 1.5  # a peer this much slower than the best one after two rounds is not run further
 
 Call = Callable[[], Tensor]
 
@@ -187,9 +187,10 @@ def race(
             for contender in field[first:] + field[:first]:
                 contender.sample(repeats[contender.name], before[contender.name])
             best = min(theirs, key=lambda peer: peer.median)
+            if done > 1:
+                theirs = [peer for peer in theirs if peer.median <= HOPELESS * best.median]
             if done < MIN_ROUNDS:
                 continue
-            theirs = [peer for peer in theirs if peer.median <= HOPELESS * best.median]
             if time.perf_counter() > deadline or settled(ours, best):
                 break
     return ours, best

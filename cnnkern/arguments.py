@@ -43,30 +43,31 @@ def why_not_own(input: Tensor, *others: Tensor | None) -> str:
     if input.layout is not torch.strided:
         return f"there is no kernel for layout {input.layout}"
     for other in others:
-        if other is not None:
-            if type(other) not in _PLAIN:
-                return f"an operand is a {type(other).__name__}"
-            if other.device != device:
-                return f"the operands are on {device} and {other.device}"
+        if other is None:
+            continue
+        if type(other) not in _PLAIN:
+            return f"an operand is a {type(other).__name__}"
+        if other.device != device:
+            return f"the operands are on {device} and {other.device}"
     return ""
 
 
 def geometry_of(
     weight: Tensor, stride: Size, padding: Size | str, dilation: Size
 ) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]] | None:
-    """Stride, padding (top, left, bottom, right) and dilation in full; None if torch should say what is wrong."""
-    stride, dilation = pair(stride), pair(dilation)
-    if stride is None or dilation is None:
+    """Stride, padding (top, left, bottom, right) and dilation in full; None if torch is to say what is wrong."""
+    steps, spread = pair(stride), pair(dilation)
+    if weight is None or steps is None or spread is None:
         return None
-    if type(padding) is str:
-        sides = _named_padding(padding, weight, stride, dilation)
+    if isinstance(padding, str):
+        sides = _named_padding(padding, weight, steps, spread)
     else:
         both = pair(padding)
         sides = both and both + both
-    return sides and (stride, sides, dilation)
+    return sides and (steps, sides, spread)
 
 
-def pair(value: Any) -> tuple[int, int] | None:
+def pair(value: Any) -> tuple[Any, Any] | None:
     """A size as torch takes it, one number or two, as two; None if it is neither."""
     if type(value) is tuple and len(value) == 2:
         return value
@@ -108,9 +109,9 @@ def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
     """The tensors as torch's autocasting hands them to a convolution on the CPU."""
     dtype = torch.get_autocast_dtype("cpu")
 
-    def eligible(tensor: Any) -> bool:
+    def cast(tensor: Any) -> Any:
         if not isinstance(tensor, Tensor) or tensor.device.type != "cpu":
-            return False
-        return tensor.is_floating_point() and tensor.dtype is not torch.float64
+            return tensor
+        return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
-    return tuple(tensor.to(dtype) if eligible(tensor) else tensor for tensor in tensors)
+    return tuple(map(cast, tensors))

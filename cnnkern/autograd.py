@@ -44,7 +44,7 @@ def needs_graph(*args: Any) -> bool:
     return forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
 
 
-def differentiable(rule: type) -> Callable[..., Any]:
+def differentiable(rule: Any) -> Callable[..., Any]:
     """Makes a function of a rule, with its derivatives.
 
     The rule states ``run(*args)``, ``save(ctx, args, output)`` (which returns the tensors that the derivatives need),
@@ -64,8 +64,8 @@ def differentiable(rule: type) -> Callable[..., Any]:
         return output
 
     derivatives = {"backward": staticmethod(rule.backward), "jvp": staticmethod(rule.jvp)}
-    eager = type(rule.__name__, (Function,), {"forward": staticmethod(forward), **derivatives})
-    transformed = type(
+    eager: Any = type(rule.__name__, (Function,), {"forward": staticmethod(forward), **derivatives})
+    transformed: Any = type(
         rule.__name__,
         (Function,),
         {
@@ -93,7 +93,7 @@ def _times_scale(w: Tensor, scale: Tensor | None) -> Tensor:
     return w if scale is None else (w * scale[:, None, None, None]).to(w.dtype)
 
 
-def _sum(*terms: Tensor | None) -> Tensor | None:
+def _sum(*terms: Tensor | None) -> Any:
     present = [term for term in terms if term is not None]
     return sum(present[1:], present[0]) if present else None
 
@@ -140,7 +140,7 @@ class _Fprop:
         )
 
     @staticmethod
-    def through_activation(ctx: Any, t: Tensor, saved: tuple[Tensor | None, ...]) -> Tensor:
+    def through_activation(ctx: Any, t: Tensor, saved: tuple[Any, ...]) -> Tensor:
         """act'(z) * t, which takes dy to dz and, being diagonal, z's tangent to y's."""
         if ctx.activation in FROM_OUTPUT:
             return FROM_OUTPUT[ctx.activation](t, saved[-1], ctx.alpha)

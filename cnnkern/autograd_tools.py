@@ -157,7 +157,7 @@ avg_pool_backward = differentiable(_AvgPoolBackward)
 global_avg_pool = differentiable(_GlobalAvgPool)
 
 
-def _register(name: str, rule: type) -> None:
+def _register(name: str, rule: Any) -> None:
     """Gives the operator, whose arguments are the rule's, its derivative in compiled graphs."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -195,6 +195,4 @@ def _separable_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 _SEPARABLE_TENSORS = (0, 1, 2, 3, 6, 7, 8)  # positions among the operator's arguments
-torch.library.register_autograd(
-    "cnnkern::depthwise_separable", _separable_backward, setup_context=_separable_setup
-)
+torch.library.register_autograd("cnnkern::depthwise_separable", _separable_backward, setup_context=_separable_setup)

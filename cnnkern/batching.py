@@ -18,13 +18,13 @@ def _leading(tensor: Tensor, dim: _Dim, count: int) -> Tensor:
     return tensor.expand(count, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _into_first(tensor: Tensor | None, dim: _Dim, count: int) -> Tensor | None:
-    """[B, N or K, ...] as [B * N or K, ...]."""
+def _into_first(tensor: Any, dim: _Dim, count: int) -> Any:
+    """[B, N or K, ...] as [B * N or K, ...]; None stays None."""
     return None if tensor is None else _leading(tensor, dim, count).flatten(0, 1)
 
 
-def _into_maps(tensor: Tensor | None, dim: _Dim, count: int) -> Tensor | None:
-    """[B, N, C, H, W] as [N, B * C, H, W]."""
+def _into_maps(tensor: Any, dim: _Dim, count: int) -> Any:
+    """[B, N, C, H, W] as [N, B * C, H, W]; None stays None."""
     return None if tensor is None else _leading(tensor, dim, count).movedim(0, 1).flatten(1, 2)
 
 

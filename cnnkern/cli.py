@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from typing import ClassVar
 
 import click
 
@@ -12,7 +13,7 @@ import cnnkern
 class _Commands(click.Group):
     """Commands of which some live in modules with dependencies of their own, imported when they are asked for."""
 
-    elsewhere = {"bench": "cnnkern.bench.cli"}
+    elsewhere: ClassVar = {"bench": "cnnkern.bench.cli"}
 
     def list_commands(self, context: click.Context) -> list[str]:
         return sorted({*super().list_commands(context), *self.elsewhere})

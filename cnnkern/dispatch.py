@@ -46,6 +46,9 @@ class Kernels(NamedTuple):
     wgrad: str | None = None
 
 
+_NOTHING_FORCED = Kernels()
+
+
 @dataclass(frozen=True)
 class Settings:
     """What :func:`use` and the environment ask for."""
@@ -53,7 +56,7 @@ class Settings:
     backend: str | None = None
     fallback: str = "vendor"
     flags: int = 0
-    kernels: Kernels = Kernels()
+    kernels: Kernels = _NOTHING_FORCED
 
 
 class _Current(threading.local):

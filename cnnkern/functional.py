@@ -20,6 +20,7 @@ from cnnkern.dispatch import Settings
 from cnnkern.ops import DETERMINISTIC, Geometry
 from cnnkern.problem import DTYPE_NAMES
 
+
 def conv2d(
     input: Tensor,
     weight: Tensor,
@@ -45,15 +46,15 @@ def conv2d(
     """
     if torch.is_autocast_enabled("cpu"):
         input, weight, bias = autocast(input, weight, bias)
-    call = (input, weight, bias, stride, padding, dilation, groups)
+    call: tuple[Any, ...] = (input, weight, bias, stride, padding, dilation, groups)
     settings = dispatch.settings(kernel)
     if settings.backend == "vendor" or emits_aten():
         return F.conv2d(*call)
     if reason := why_not_own(input, weight, bias):
         return _handed_over(reason, settings, call)
     geometry = geometry_of(weight, stride, padding, dilation)
-    if geometry is None:
-        return _handed_over("its stride, padding or dilation is unusual", settings, call)
+    if geometry is None or not weight.numel() or (bias is not None and bias.dtype != input.dtype):
+        return _handed_over("its arguments are unusual", settings, call)
     if input.dim() == 3:
         return conv2d(input.unsqueeze(0), *call[1:], kernel=kernel).squeeze(0)
     plan = _plan(settings, input, geometry, groups)
@@ -185,7 +186,8 @@ def max_pool2d(
     """:func:`torch.nn.functional.max_pool2d`: (N, C, P, Q) in input's layout, with the indices if asked for."""
     window = _window(input, kernel_size, stride, padding, dilation)
     if window is None:
-        return F.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode, return_indices)
+        pool: Any = F.max_pool2d_with_indices if return_indices else F.max_pool2d
+        return pool(input, kernel_size, stride, padding, dilation, ceil_mode)
     y, indices = autograd_tools.max_pool(input, *window, ceil_mode)
     return (y, indices) if return_indices else y
 
@@ -278,9 +280,12 @@ def _window(
     input: Tensor, kernel_size: Size, stride: Size | None, padding: Size, dilation: Size
 ) -> tuple[tuple[int, int], ...] | None:
     """Kernel, stride, padding and dilation of a pool in full; None if the call is torch's to answer."""
-    kernel_size = pair(kernel_size)
-    stride = kernel_size if stride in (None, (), []) else pair(stride)
-    window = (kernel_size, stride, pair(padding), pair(dilation))
+    window: Any = (
+        pair(kernel_size),
+        pair(kernel_size if stride in (None, (), []) else stride),
+        pair(padding),
+        pair(dilation),
+    )
     if not _own_images(input) or None in window:
         return None
     valid = all(k > 0 and u > 0 and 0 <= p <= k // 2 and d > 0 for k, u, p, d in zip(*window, strict=True))

@@ -11,7 +11,7 @@ _FIX = "Build it with `pip install .` (or `make build` in a clone), using the Py
 
 try:
     torch.ops.load_library(_LIBRARY)
-    from cnnkern import _C
+    import cnnkern._C as _C
 except (ImportError, OSError) as error:
     raise ImportError(f"cnnkern's compiled library cannot be loaded: {error}. {_FIX}") from error
 

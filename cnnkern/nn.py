@@ -28,6 +28,17 @@ class Conv2d(nn.Conv2d):
     output (N, K, P, Q) or (K, P, Q), in channels_last where the input or the weight is.
     """
 
+    def forward(self, input: Tensor) -> Tensor:
+        """As nn.Conv2d; parameters are read from where nn.Module keeps them, for as attributes they take long to find.
+
+        A normalisation, a parametrization or a replica keeps them elsewhere.
+        """
+        try:
+            weight, bias = self._parameters["weight"], self._parameters["bias"]
+        except KeyError:
+            weight, bias = self.weight, self.bias
+        return self._conv_forward(input, weight, bias)
+
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode == "zeros":
             return conv2d(input, weight, bias, self.stride, self.padding, self.dilation, self.groups)
@@ -89,6 +100,7 @@ class ConvBNReLU2d(nn.Module):
         alpha_of(activation, alpha)  # raises ValueError for an activation or alpha that there is not
 
     def forward(self, input: Tensor) -> Tensor:
+        """(N, K, P, Q) of (N, C, H, W)."""
         conv, bn = self.conv, self.bn
         if bn.training or bn.running_mean is None or _hooked(conv) or _hooked(bn):
             return activate(bn(conv(input)), self.activation, self.alpha)
@@ -108,6 +120,7 @@ class ConvBNReLU2d(nn.Module):
         )
 
     def extra_repr(self) -> str:
+        """The activation, for the block's repr."""
         return f"activation={self.activation}" + ("" if self.alpha is None else f", alpha={self.alpha}")
 
 
@@ -144,6 +157,7 @@ class DepthwiseSeparableConv2d(nn.Module):
         self.pointwise = Conv2d(in_channels, out_channels, 1, bias=bias, **placement)
 
     def forward(self, input: Tensor) -> Tensor:
+        """(N, K, P, Q) of (N, C, H, W)."""
         depthwise, pointwise = self.depthwise, self.pointwise
         if _hooked(depthwise) or _hooked(pointwise):
             return pointwise(depthwise(input))
@@ -163,6 +177,7 @@ class ChannelShuffle(nn.ChannelShuffle):
     """:class:`torch.nn.ChannelShuffle` on cnnkern's kernel: (N, C, H, W) in, the same out, the layout kept."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """As nn.ChannelShuffle."""
         return channel_shuffle(input, self.groups)
 
 

@@ -118,9 +118,7 @@ def _depthwise_separable_fake(
 
 @torch.library.register_fake("cnnkern::channel_shuffle")
 def _channel_shuffle_fake(x: Tensor, groups: int) -> Tensor:
-    return torch.empty(
-        x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(suggests_channels_last(x))
-    )
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(suggests_channels_last(x)))
 
 
 @torch.library.register_fake("cnnkern::max_pool2d")
@@ -155,9 +153,7 @@ def _avg_pool_backward_fake(
 @torch.library.register_fake("cnnkern::global_avg_pool2d")
 def _global_avg_pool_fake(x: Tensor) -> Tensor:
     channels_last = suggests_channels_last(x)
-    return torch.empty(
-        (*x.shape[:2], 1, 1), dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last)
-    )
+    return torch.empty((*x.shape[:2], 1, 1), dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
 
 
 def _conv_flops(y_size: Sequence[int], w_size: Sequence[int]) -> int:

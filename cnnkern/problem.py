@@ -199,7 +199,7 @@ class ConvProblem:
         k, _, r, s = w.shape
         layout = "nhwc" if x_nhwc or w_nhwc else "nchw"
         return cls(
-            n, c, h, width, k, r, s, tuple(stride), tuple(padding), tuple(dilation), groups,
+            n, c, h, width, k, r, s, stride, padding, dilation, groups,
             epilogue=epilogue, direction=direction, dtype=DTYPE_NAMES[x.dtype],
             x_layout="nhwc" if x_nhwc else "nchw", y_layout=layout, w_layout="krsc" if w_nhwc else "kcrs",
         )  # fmt: skip
@@ -213,6 +213,7 @@ def suggests_channels_last(tensor: Tensor) -> bool:
 def _shortest_float(value: float) -> str:
     """The shortest decimal that reads back as the same 32-bit float: alpha is one in C++."""
     single = struct.pack("f", value)
+    (value,) = struct.unpack("f", single)
     return next(text for digits in range(1, 10) if struct.pack("f", float(text := f"{value:.{digits}g}")) == single)
 
 

@@ -205,7 +205,7 @@ def grid(directions: Sequence[str] = DIRECTIONS, dtypes: Sequence[str] = tuple(D
 
 
 def random_problems(count: int, seed: int = 0, **fixed: Any) -> Iterator[ConvProblem]:
-    """``count`` small valid problems of random sizes, geometry, groups, layout and dtype; ``fixed`` fields are given."""
+    """``count`` small valid problems of random sizes, geometry, layout and dtype; ``fixed`` fields are given."""
     source = random.Random(seed)
     while count:
         groups = source.choice((1, 1, 1, 2, 3, 8))
@@ -218,7 +218,7 @@ def random_problems(count: int, seed: int = 0, **fixed: Any) -> Iterator[ConvPro
             r=source.randint(1, 5),
             s=source.randint(1, 5),
             stride=(source.randint(1, 3), source.randint(1, 3)),
-            padding=tuple(source.randint(0, 3) for _ in range(4)),
+            padding=(source.randint(0, 3), source.randint(0, 3), source.randint(0, 3), source.randint(0, 3)),
             dilation=(source.randint(1, 2), source.randint(1, 2)),
             groups=groups,
             direction=source.choice(DIRECTIONS),

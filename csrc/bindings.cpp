@@ -93,17 +93,20 @@ PYBIND11_MODULE(_C, m) {
         "(name, why_not, rather_not) of each kernel for the problem's direction and dtype, in dispatch order.");
   m.def("why_not", why_not, py::arg("name"), py::arg("problem"),
         "Why the kernel cannot compute the problem; empty if it can.");
-  m.def("parse", [](const std::string& text) { return ConvProblem::parse(text).to_string(); }, py::arg("problem"),
-        "The canonical form of a problem string. ValueError names the token at fault.");
+  m.def(
+      "parse", [](const std::string& text) { return ConvProblem::parse(text).to_string(); }, py::arg("problem"),
+      "The canonical form of a problem string. ValueError names the token at fault.");
   m.def("output_size", pixels_of_y, py::arg("problem"), "(p, q) of a problem.");
-  m.def("set_chooser", set_chooser, py::arg("chooser"),
-        "Sets the callable (problem: str, flags: int) -> kernel name that is asked on a memo miss, and clears the memo. "
-        "None: the first kernel in dispatch order that has nothing against the problem.");
+  m.def(
+      "set_chooser", set_chooser, py::arg("chooser"),
+      "Sets the callable (problem: str, flags: int) -> kernel name that is asked on a memo miss, and clears the memo. "
+      "None: the first kernel in dispatch order that has nothing against the problem.");
   m.def("memo", memo, "'<problem> flags=<flags> threads=<threads>' -> kernel name, for each decision kept.");
   m.def("clear_memo", cpu::clear_memo, "Forgets all decisions.");
   m.def("cpu_features", cpu_features, "Processor features that instruction sets need -> whether they can be used.");
-  m.def("isas", [] { return cpu::usable_isas(); },
-        "Instruction sets in use, best first. CNNKERN_ISA names the best one to use.");
+  m.def(
+      "isas", [] { return cpu::usable_isas(); },
+      "Instruction sets in use, best first. CNNKERN_ISA names the best one to use.");
   m.def("build_info", build_info, "Compiler, C++ standard, compiled instruction sets, torch ABI.");
 }
 

@@ -14,7 +14,7 @@ namespace cnnkern {
 namespace {
 
 constexpr std::string_view kLayoutNames[] = {"nhwc", "nchw"};
-constexpr std::string_view kWeightLayoutNames[] = {"krsc", "kcrs"};
+constexpr std::string_view kFilterNames[] = {"krsc", "kcrs"};
 
 // --- printing -------------------------------------------------------------------------------------------------------
 
@@ -151,19 +151,20 @@ struct Field {
   void (*read)(std::string_view token, std::string_view rest, ConvProblem& problem);
 };
 
-void expect_end(std::string_view token, std::string_view rest) {
+bool read_flag(std::string_view token, std::string_view rest) {
   if (!rest.empty()) fail(token, "unknown");
+  return true;
 }
 
 using Text = std::string_view;
 constexpr Field kFields[] = {
-    {"scale", [](Text t, Text rest, ConvProblem& p) { expect_end(t, rest); p.epilogue.scale = true; }},
-    {"shift", [](Text t, Text rest, ConvProblem& p) { expect_end(t, rest); p.epilogue.shift = true; }},
-    {"residual", [](Text t, Text rest, ConvProblem& p) { expect_end(t, rest); p.epilogue.residual = true; }},
+    {"scale", [](Text t, Text rest, ConvProblem& p) { p.epilogue.scale = read_flag(t, rest); }},
+    {"shift", [](Text t, Text rest, ConvProblem& p) { p.epilogue.shift = read_flag(t, rest); }},
+    {"residual", [](Text t, Text rest, ConvProblem& p) { p.epilogue.residual = read_flag(t, rest); }},
     {"act:", [](Text t, Text rest, ConvProblem& p) { read_activation(t, rest, p.epilogue); }},
     {"x:", [](Text t, Text rest, ConvProblem& p) { p.x_layout = read_name<Layout>(t, rest, kLayoutNames); }},
     {"y:", [](Text t, Text rest, ConvProblem& p) { p.y_layout = read_name<Layout>(t, rest, kLayoutNames); }},
-    {"w:", [](Text t, Text rest, ConvProblem& p) { p.w_layout = read_name<WeightLayout>(t, rest, kWeightLayoutNames); }},
+    {"w:", [](Text t, Text rest, ConvProblem& p) { p.w_layout = read_name<WeightLayout>(t, rest, kFilterNames); }},
     {"xs", [](Text t, Text rest, ConvProblem& p) { p.x_pixel_stride = read_whole(t, rest); }},
     {"ys", [](Text t, Text rest, ConvProblem& p) { p.y_pixel_stride = read_whole(t, rest); }},
     {"u", [](Text t, Text rest, ConvProblem& p) { read_pair(t, rest, p.stride_h, p.stride_w); }},
@@ -222,7 +223,7 @@ std::string ConvProblem::to_string() const {
   if (dilated()) text += "-l" + pair_text(dilation_h, dilation_w);
   if (groups != 1) text += "-g" + number(groups);
   if (x_layout != Layout::nhwc) text += "-x:" + std::string(kLayoutNames[static_cast<int>(x_layout)]);
-  if (w_layout != WeightLayout::krsc) text += "-w:" + std::string(kWeightLayoutNames[static_cast<int>(w_layout)]);
+  if (w_layout != WeightLayout::krsc) text += "-w:" + std::string(kFilterNames[static_cast<int>(w_layout)]);
   if (y_layout != Layout::nhwc) text += "-y:" + std::string(kLayoutNames[static_cast<int>(y_layout)]);
   if (x_stride() != c) text += "-xs" + number(x_pixel_stride);
   if (y_stride() != k) text += "-ys" + number(y_pixel_stride);
@@ -254,9 +255,9 @@ ConvProblem ConvProblem::parse(std::string_view text) {
 
 size_t ConvProblemHash::operator()(const ConvProblem& p) const {
   uint64_t hash = 0;
-  for (const int64_t value : {p.n, p.c, p.h, p.w, p.k, p.r, p.s, p.stride_h, p.stride_w, p.pad_top, p.pad_left,
-                              p.pad_bottom, p.pad_right, p.dilation_h, p.dilation_w, p.groups, p.x_pixel_stride,
-                              p.y_pixel_stride}) {
+  for (const int64_t value :
+       {p.n, p.c, p.h, p.w, p.k, p.r, p.s, p.stride_h, p.stride_w, p.pad_top, p.pad_left, p.pad_bottom, p.pad_right,
+        p.dilation_h, p.dilation_w, p.groups, p.x_pixel_stride, p.y_pixel_stride}) {
     hash = mix(hash, static_cast<uint64_t>(value));
   }
   const Epilogue& e = p.epilogue;

@@ -27,26 +27,26 @@ namespace cnnkern {
 
 enum class Direction : int8_t { fprop, dgrad, wgrad };
 enum class DType : int8_t { f32, f64, bf16, f16 };
-enum class Layout : int8_t { nhwc, nchw };         // of x and y
-enum class WeightLayout : int8_t { krsc, kcrs };   // of w
+enum class Layout : int8_t { nhwc, nchw };        // of x and y
+enum class WeightLayout : int8_t { krsc, kcrs };  // of w
 
 constexpr std::string_view kDirectionNames[] = {"fprop", "dgrad", "wgrad"};
 constexpr std::string_view kDTypeNames[] = {"f32", "f64", "bf16", "f16"};
 constexpr int kDTypeSizes[] = {4, 8, 2, 2};
 
-constexpr int64_t output_size(int64_t size, int64_t filter, int64_t pad_before, int64_t pad_after,
-                              int64_t stride, int64_t dilation) {
+constexpr int64_t output_size(int64_t size, int64_t filter, int64_t pad_before, int64_t pad_after, int64_t stride,
+                              int64_t dilation) {
   return (size + pad_before + pad_after - dilation * (filter - 1) - 1) / stride + 1;
 }
 
 struct ConvProblem {
-  int64_t n = 1, c = 1, h = 1, w = 1;                                    // x: n images of h x w pixels, c maps
-  int64_t k = 1, r = 1, s = 1;                                           // w: k filters of r x s, c / groups maps
+  int64_t n = 1, c = 1, h = 1, w = 1;  // x: n images of h x w pixels, c maps
+  int64_t k = 1, r = 1, s = 1;         // w: k filters of r x s, c / groups maps
   int64_t stride_h = 1, stride_w = 1;
   int64_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
   int64_t dilation_h = 1, dilation_w = 1;
   int64_t groups = 1;
-  int64_t x_pixel_stride = 0, y_pixel_stride = 0;                        // elements from pixel to pixel; 0: dense
+  int64_t x_pixel_stride = 0, y_pixel_stride = 0;  // elements from pixel to pixel; 0: dense
   Epilogue epilogue;
   Direction direction = Direction::fprop;
   DType dtype = DType::f32;
@@ -74,8 +74,6 @@ struct ConvProblem {
   static ConvProblem parse(std::string_view text);
 };
 
-struct ConvProblemHash {
-  size_t operator()(const ConvProblem& problem) const;
-};
+struct ConvProblemHash { size_t operator()(const ConvProblem& problem) const; };
 
 }  // namespace cnnkern

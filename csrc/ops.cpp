@@ -16,8 +16,12 @@ cpu::Geometry read_geometry(Arguments& arguments) {
 }
 
 cpu::Window read_window(Arguments& arguments) {
-  return {arguments.integers<2>("kernel"), arguments.integers<2>("stride"), arguments.integers<2>("padding"),
-          {1, 1},                          false,                           true};
+  return {arguments.integers<2>("kernel"),
+          arguments.integers<2>("stride"),
+          arguments.integers<2>("padding"),
+          {1, 1},
+          false,
+          true};
 }
 
 void fprop(StableIValue* stack, uint64_t, uint64_t) {
@@ -31,9 +35,8 @@ void fprop(StableIValue* stack, uint64_t, uint64_t) {
   const int64_t flags = arguments.integer();
   const TextArgument kernel = arguments.optional_text();
   stack[0] = returned(cpu::conv_fprop(
-      x.get(), w.get(),
-      {scale.get(), shift.get(), residual.get(), cpu::activation_named(activation.view()), alpha}, geometry,
-      {flags, kernel.view()}));
+      x.get(), w.get(), {scale.get(), shift.get(), residual.get(), cpu::activation_named(activation.view()), alpha},
+      geometry, {flags, kernel.view()}));
 }
 
 void dgrad(StableIValue* stack, uint64_t, uint64_t) {
@@ -44,8 +47,7 @@ void dgrad(StableIValue* stack, uint64_t, uint64_t) {
   const bool channels_last = arguments.boolean();
   const int64_t flags = arguments.integer();
   const TextArgument kernel = arguments.optional_text();
-  stack[0] = returned(
-      cpu::conv_dgrad(dy.get(), w.get(), x_size, geometry, channels_last, {flags, kernel.view()}));
+  stack[0] = returned(cpu::conv_dgrad(dy.get(), w.get(), x_size, geometry, channels_last, {flags, kernel.view()}));
 }
 
 void wgrad(StableIValue* stack, uint64_t, uint64_t) {

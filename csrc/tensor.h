@@ -17,9 +17,7 @@
 
 namespace cnnkern {
 
-inline void check(bool condition, const std::string& message) {
-  if (!condition) throw std::runtime_error(message);
-}
+[[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error(message); }
 
 // A failing call has already said why on stderr, where torch reports what the C interface cannot carry.
 #define CNNKERN_TORCH(call) \
@@ -46,7 +44,7 @@ inline Tensor4 read_tensor(AtenTensorHandle handle, const char* name) {
   int64_t *sizes = nullptr, *strides = nullptr;
   const void* data = nullptr;
   CNNKERN_TORCH(aoti_torch_get_dim(handle, &dim));
-  if (dim != 4) check(false, std::string(name) + " has " + std::to_string(dim) + " dimensions where 4 are expected");
+  if (dim != 4) fail(std::string(name) + " has " + std::to_string(dim) + " dimensions where 4 are expected");
   CNNKERN_TORCH(aoti_torch_get_sizes(handle, &sizes));
   CNNKERN_TORCH(aoti_torch_get_strides(handle, &strides));
   CNNKERN_TORCH(aoti_torch_get_dtype(handle, &tensor.torch_dtype));
@@ -128,8 +126,8 @@ class Arguments {
     size_t size = 0;
     CNNKERN_TORCH(torch_list_size(list.get(), &size));
     if (size != N) {
-      check(false, std::string(name) + " has " + std::to_string(size) + " numbers where " + std::to_string(N) +
-                       " are expected");
+      fail(std::string(name) + " has " + std::to_string(size) + " numbers where " + std::to_string(N) +
+           " are expected");
     }
     std::array<int64_t, N> numbers;
     for (size_t i = 0; i < N; ++i) {

@@ -8,12 +8,12 @@ import statistics
 import time
 
 import torch
-from cnnkern.bench import networks
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import cnnkern
+from cnnkern.bench import networks
 
 
 def photograph() -> Tensor:

@@ -214,6 +214,7 @@ def test_answers_that_change_or_are_not_exact_are_found():
     assert "integer" in verify.verify(problem, operands, rounded(problem, operands)(), rounded).fault
 
 
+@pytest.mark.usefixtures("fast_machine")
 def test_wrong_kernel_gets_no_ratio():
     def wrong(problem, operands, kernel=None):
         return lambda: vendor_call(problem, operands)() * 1.001
@@ -226,9 +227,26 @@ def test_wrong_kernel_gets_no_ratio():
     assert summary.means(record.right) == []
 
 
-def test_impossible_time_is_a_fault():
-    (impossible,) = measured("fprop-f32-n1c8h8w8-k8r3s3-p1", {"cpu_own": own_call}, machine=1.0)
+def test_impossible_time_is_a_fault(monkeypatch):
+    monkeypatch.setattr(roofline, "measure", lambda dtypes: ceilings_of(1.0))
+    (impossible,) = measured("fprop-f32-n1c8h8w8-k8r3s3-p1", {"cpu_own": own_call})
     assert "roofline" in impossible.fault
+
+
+def test_ceilings_are_measured_again_before_a_time_is_called_impossible(monkeypatch):
+    found = iter([ceilings_of(1.0), ceilings_of(1e15)])
+    monkeypatch.setattr(roofline, "measure", lambda dtypes: next(found))
+    (possible,) = measured("fprop-f32-n1c8h8w8-k8r3s3-p1", {"cpu_own": own_call})
+    assert possible.fault == ""
+
+
+@pytest.mark.usefixtures("fast_machine")
+def test_no_case_is_begun_when_the_time_is_up():
+    record = Record("test")
+    case = suites.Case(ConvProblem.parse("fprop-f32-n1c8h8w8-k8r3s3-p1"), ())
+    run.measure(record, [case], None, 0.0, lambda row: None)
+    assert record.rows == []
+    assert record.missing == {str(case.problem): "the 0 seconds were spent"}
 
 
 def ceilings_of(rate=1e15):
@@ -236,9 +254,15 @@ def ceilings_of(rate=1e15):
     return roofline.Ceilings({"f32": rate}, {1 << 18: rate}, rate)
 
 
-def measured(text, makers, machine=1e15):
+@pytest.fixture
+def fast_machine(monkeypatch):
+    """Spares the measuring of the ceilings, and the alarm of a machine that does other things too."""
+    monkeypatch.setattr(roofline, "measure", lambda dtypes: ceilings_of())
+
+
+def measured(text, makers):
     case = suites.Case(ConvProblem.parse(text), ())
-    return run.measure_case(case, makers, 0.0, lambda: None, ceilings_of(machine))
+    return run.measure_case(case, makers, 0.0, lambda: None, roofline.Roofline(["f32"]))
 
 
 # --- peers and ceilings
@@ -387,15 +411,9 @@ def test_gate_takes_a_percentage(tmp_path):
 # --- the command
 
 
-@pytest.fixture
-def fast_machine(monkeypatch):
-    """Spares the measuring of the ceilings, and the alarm of a machine that does other things too."""
-    monkeypatch.setattr(roofline, "measure", lambda dtypes: ceilings_of())
-
-
 @pytest.mark.usefixtures("fast_machine")
 def test_command_measures_one_problem(tmp_path):
-    result = CliRunner().invoke(bench, ["--suite", FAST, "--budget", "0", "--out", str(tmp_path)])
+    result = CliRunner().invoke(bench, ["--suite", FAST, "--budget", "1", "--out", str(tmp_path)])
     assert result.exit_code == 0, result.output
     (measured_row,) = report.load(tmp_path).rows
     assert measured_row.problem == FAST
@@ -405,7 +423,7 @@ def test_command_measures_one_problem(tmp_path):
 
 @pytest.mark.usefixtures("fast_machine")
 def test_command_runs_each_matching_kernel(tmp_path):
-    command = ["--suite", FAST, "--kernel", "im2col|pointwise", "--budget", "0", "--out", str(tmp_path)]
+    command = ["--suite", FAST, "--kernel", "im2col|pointwise", "--budget", "1", "--out", str(tmp_path)]
     result = CliRunner().invoke(bench, command)
     assert result.exit_code == 0, result.output
     kernels = {measured_row.kernel.split("_")[1] for measured_row in report.load(tmp_path).rows}

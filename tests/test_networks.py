@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from cnnkern.bench import networks
 from torch.utils.flop_counter import FlopCounterMode
+
+from cnnkern.bench import networks
 
 # Parameters, and multiply-adds in G (224 x 224, Xception 299 x 299).
 PUBLISHED = {

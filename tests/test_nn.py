@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrizations
 
 import cnnkern
 
@@ -63,6 +64,7 @@ def gradients(module, x, dy):
     return y, *torch.autograd.grad(y, [x, *module.parameters()], dy(y) if callable(dy) else dy)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @pytest.mark.parametrize("layout", LAYOUTS, ids=["nchw", "nhwc"])
 @pytest.mark.parametrize("geometry", GEOMETRIES.values(), ids=GEOMETRIES)
 def test_conv2d_is_torchs(geometry, layout):
@@ -96,6 +98,28 @@ def test_conv2d_refuses_what_torch_refuses(changes, size):
         torchs(torch.zeros(size))
     with pytest.raises(type(expected.value)):
         ours(torch.zeros(size))
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+def test_conv2d_takes_parametrizations(norm):
+    ours, torchs = norm(pair()[0]), norm(nn.Conv2d(**arguments()))
+    torchs.load_state_dict(ours.state_dict())
+    x = integers(2, 4, 8, 8)
+    torch.testing.assert_close(ours.eval()(x), torchs.eval()(x))
+
+
+def test_conv2d_takes_swapped_parameters():
+    ours, torchs = pair()
+    x, state = integers(2, 4, 8, 8), {name: integers(*p.shape) for name, p in ours.named_parameters()}
+    assert torch.equal(torch.func.functional_call(ours, state, x), torch.func.functional_call(torchs, state, x))
+
+
+def test_conv2d_may_be_specialised_as_torchs():
+    class Masked(cnnkern.Conv2d):
+        def _conv_forward(self, input, weight, bias):
+            return super()._conv_forward(input, weight * 0, bias)
+
+    assert torch.equal(Masked(4, 6, 3, bias=False)(integers(2, 4, 8, 8)), torch.zeros(2, 6, 6, 6))
 
 
 def test_state_dict_goes_both_ways():

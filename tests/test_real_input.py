@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cnnkern.bench import networks
 from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
 import cnnkern
+from cnnkern.bench import networks
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 

@@ -1,4 +1,4 @@
-"""The oracle: plain loops that accumulate in float64. They can compute everything and are meant for nothing but tests."""
+"""The oracle: plain loops that accumulate in float64, able to compute everything and meant for tests alone."""
 
 from __future__ import annotations
 

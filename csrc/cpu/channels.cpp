@@ -16,14 +16,14 @@ const void* channel_vector(AtenTensorHandle tensor, int64_t count, DType dtype, 
     CNNKERN_TORCH(aoti_torch_get_size(tensor, 0, &size));
     CNNKERN_TORCH(aoti_torch_get_stride(tensor, 0, &stride));
   }
-  if (dim != 1 || size != count) check(false, std::string(name) + " is no vector of " + std::to_string(count));
+  if (dim != 1 || size != count) fail(std::string(name) + " is no vector of " + std::to_string(count));
   CNNKERN_TORCH(aoti_torch_get_dtype(tensor, &torch_dtype));
   CNNKERN_TORCH(torch_get_const_data_ptr(tensor, &data));
 
   const bool converted = torch_dtype == torch_dtype_of(accumulator_of(dtype));
   if (converted && (stride == 1 || count == 1)) return data;
   if (!converted && torch_dtype != torch_dtype_of(dtype)) {
-    check(false, std::string(name) + " has neither the convolution's dtype nor its accumulator's");
+    fail(std::string(name) + " has neither the convolution's dtype nor its accumulator's");
   }
   generic::with_dtype(converted ? accumulator_of(dtype) : dtype, [&](auto element) {
     using T = decltype(element);

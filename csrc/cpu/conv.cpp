@@ -18,12 +18,12 @@ std::string sizes_text(const int64_t* sizes) {
 
 void check_sizes(const Tensor4& tensor, std::array<int64_t, 4> expected, const char* name) {
   if (std::equal(expected.begin(), expected.end(), tensor.sizes)) return;
-  check(false, std::string(name) + " has sizes " + sizes_text(tensor.sizes) + " where " +
-                   sizes_text(expected.data()) + " are expected");
+  fail(std::string(name) + " has sizes " + sizes_text(tensor.sizes) + " where " + sizes_text(expected.data()) +
+       " are expected");
 }
 
 void check_dtype(const Tensor4& tensor, const Tensor4& first, const char* name) {
-  if (tensor.torch_dtype != first.torch_dtype) check(false, std::string(name) + " has another dtype than the others");
+  if (tensor.torch_dtype != first.torch_dtype) fail(std::string(name) + " has another dtype than the others");
 }
 
 std::array<int64_t, 4> y_sizes(const ConvProblem& p) { return {p.n, p.k, p.p(), p.q()}; }
@@ -41,13 +41,10 @@ WeightLayout weight_layout(const Tensor4& w) {
 
 // Where an operand has no elements the plain loops do what is left to do: zeros, or the epilogue of zero.
 const Kernel& kernel_for(const ConvProblem& problem, const Choice& choice, bool empty_operand) {
-  if (!choice.kernel.empty()) {
-    const Kernel& kernel = kernel_named(choice.kernel);
-    require(kernel, problem);
-    return kernel;
-  }
+  const Kernel* named = choice.kernel.empty() ? nullptr : &kernel_named(choice.kernel);
+  if (named) require(*named, problem);
   if (empty_operand) return reference_kernel(problem.direction, problem.dtype);
-  return chosen_kernel(problem, choice.flags);
+  return named ? *named : chosen_kernel(problem, choice.flags);
 }
 
 void* stage(const Tensor4& tensor, Layout layout, DType dtype, Scratch slot) {
@@ -104,10 +101,10 @@ ConvProblem conv_problem(Direction direction, DType dtype, const int64_t* x_size
                       .direction = direction,
                       .dtype = dtype};
   const std::string reason = problem.why_invalid();
-  check(reason.empty(), reason);
+  if (!reason.empty()) fail(reason);
   if (w_sizes[1] != problem.c_per_group()) {
-    check(false, "w has " + std::to_string(w_sizes[1]) + " maps a filter where x has " +
-                     std::to_string(problem.c_per_group()) + " a group");
+    fail("w has " + std::to_string(w_sizes[1]) + " maps a filter where x has " + std::to_string(problem.c_per_group()) +
+         " a group");
   }
   return problem;
 }
@@ -127,9 +124,8 @@ OwnedTensor conv_fprop(AtenTensorHandle x_handle, AtenTensorHandle w_handle, con
   problem.y_layout = y.in_place() ? Layout::nhwc : Layout::nchw;
   const Kernel& kernel = kernel_for(problem, choice, x.empty() || w.empty());
 
-  Operands operands{.x = stage(x, problem.x_layout, problem.dtype, Scratch::x),
-                    .w = stage_weights(w, problem),
-                    .y = y.data()};
+  Operands operands{
+      .x = stage(x, problem.x_layout, problem.dtype, Scratch::x), .w = stage_weights(w, problem), .y = y.data()};
   if (epilogue.scale || epilogue.shift) {
     double* room = scratch<double>(Scratch::channels, 2 * problem.k);
     operands.scale = channel_vector(epilogue.scale, problem.k, problem.dtype, "scale", room);
@@ -154,9 +150,8 @@ OwnedTensor conv_dgrad(AtenTensorHandle dy_handle, AtenTensorHandle w_handle, co
   note_layout(dy.sizes, dy.strides, problem.y_layout, problem.y_pixel_stride);
   const Kernel& kernel = kernel_for(problem, choice, dy.empty() || w.empty());
 
-  const Operands operands{.x = dx.data(),
-                          .w = stage_weights(w, problem),
-                          .y = stage(dy, problem.y_layout, problem.dtype, Scratch::y)};
+  const Operands operands{
+      .x = dx.data(), .w = stage_weights(w, problem), .y = stage(dy, problem.y_layout, problem.dtype, Scratch::y)};
   kernel.run(staged(problem), operands);
   return dx.finish(operands.x);
 }

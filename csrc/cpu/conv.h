@@ -40,9 +40,7 @@ OwnedTensor conv_dgrad(AtenTensorHandle dy, AtenTensorHandle w, const std::array
                        const Geometry& geometry, bool channels_last, const Choice& choice);
 
 // dw [w_size], and db [k], or of no elements if not `bias`.
-struct WeightGradients {
-  OwnedTensor dw, db;
-};
+struct WeightGradients { OwnedTensor dw, db; };
 WeightGradients conv_wgrad(AtenTensorHandle dy, AtenTensorHandle x, const std::array<int64_t, 4>& w_size,
                            const Geometry& geometry, bool bias, bool channels_last, const Choice& choice);
 

@@ -1,10 +1,22 @@
 #include "conv_gemm.h"
 
-#include <bit>
 #include <utility>
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 namespace {
+
+struct TileShape {
+  int rows, vectors;
+};
+
+// What the threads divide among them. points: all pack the weights, then each takes some points; points_packing: each
+// packs all weights for itself; panels: each packs and multiplies some panels.
+enum class Split { points, points_packing, panels };
+
+struct GemmCut {
+  TileShape tile;
+  Split split;
+};
 
 // Register tiles, rows x vectors: as many accumulators as leave room for a row of weights and one value of x.
 #if defined(__AVX512F__) || defined(__aarch64__)
@@ -54,34 +66,39 @@ double points_cycles(int64_t points, int rows, int vectors) {
 }
 
 // depth: steps per point, all taps together.
-double cut_cycles(TileShape tile, bool split_panels, int64_t points, int64_t columns, double depth, int64_t threads,
+double cut_cycles(TileShape tile, Split split, int64_t points, int64_t columns, double depth, int64_t threads,
                   int lanes) {
   constexpr double kPackCycles = 0.5;       // a step of one column
-  constexpr double kTileCycles = 60;        // pointers, write-back
+  constexpr double kTileCycles = 60;        // the loops' ends and the write-back, more for more rows
+  constexpr double kPointCycles = 6;
   constexpr double kRegionCycles = 10000;   // one more fork and join
   const int64_t width = tile.vectors * lanes;
   const int64_t panels = (columns + width - 1) / width;
   const int last_vectors = static_cast<int>((columns - (panels - 1) * width + lanes - 1) / lanes);
-  const int64_t my_points = split_panels ? points : (points + threads - 1) / threads;
-  const double my_tiles = static_cast<double>((my_points + tile.rows - 1) / tile.rows);
-  const double full = points_cycles(my_points, tile.rows, tile.vectors) * depth + my_tiles * kTileCycles;
-  const double last = points_cycles(my_points, tile.rows, last_vectors) * depth + my_tiles * kTileCycles;
-  if (!split_panels)
-    return (panels - 1) * full + last + columns * depth * kPackCycles / threads + (threads > 1 ? kRegionCycles : 0);
-  const int64_t my_panels = (panels + threads - 1) / threads;
-  return (my_panels - (panels % threads == 1 || threads == 1)) * full +
-         (panels % threads == 1 || threads == 1 ? last : 0) + my_panels * width * depth * kPackCycles;
+  const int64_t my_points = split == Split::panels ? points : (points + threads - 1) / threads;
+  const double tiles = static_cast<double>((my_points + tile.rows - 1) / tile.rows) * kTileCycles + my_points * kPointCycles;
+  const double full = points_cycles(my_points, tile.rows, tile.vectors) * depth + tiles;
+  const double last = points_cycles(my_points, tile.rows, last_vectors) * depth + tiles;
+  if (split == Split::panels) {
+    const int64_t mine = (panels + threads - 1) / threads;         // the first thread's, no fewer than another's
+    const double with_last = mine == panels ? last : full;
+    return (mine - 1) * full + with_last + mine * width * depth * kPackCycles;
+  }
+  const double pack = columns * depth * kPackCycles;
+  return (panels - 1) * full + last + (split == Split::points ? pack / threads + kRegionCycles * (threads > 1) : pack);
 }
 
-GemmCut choose_cut(int64_t points, int64_t columns, double depth, int64_t threads, int lanes, int64_t row_bytes) {
-  GemmCut best{kShapes[0], false};
+GemmCut choose_cut(int64_t lattices, int64_t points, int64_t columns, double depth, int64_t threads, int lanes,
+                   int64_t row_bytes) {
+  GemmCut best{kShapes[0], Split::points};
   double best_cycles = std::numeric_limits<double>::infinity();
   for (TileShape tile : kShapes) {
     // More rows than an L1 set has ways, a multiple of 4 KiB apart, evict each other.
     if (tile.rows > 8 && row_bytes % 4096 == 0) continue;
-    for (bool split_panels : {false, true}) {
-      const double cycles = cut_cycles(tile, split_panels, points, columns, depth, threads, lanes);
-      if (cycles < best_cycles) best_cycles = cycles, best = {tile, split_panels};
+    for (Split split : {Split::points, Split::points_packing, Split::panels}) {
+      if (split == Split::points_packing && lattices > 1) continue;  // a thread may have no points of the first
+      const double cycles = cut_cycles(tile, split, points, columns, depth, threads, lanes);
+      if (cycles < best_cycles) best_cycles = cycles, best = {tile, split};
     }
   }
   return best;
@@ -92,8 +109,10 @@ GemmCut choose_cut(int64_t points, int64_t columns, double depth, int64_t thread
 // The taps of a row or column of points that fall inside the input, as classes of equal sets.
 struct Classes {
   std::vector<int> of;             // class of each row (column)
-  std::vector<uint64_t> taps;      // taps of each class, a bit each; all set beyond 64 taps
+  std::vector<uint64_t> taps;      // taps of each class, a bit each
 };
+
+constexpr size_t kMaskTaps = 64;   // what fits a class; a filter of more taps is checked pixel by pixel
 
 // Classes of the points i < count along one dimension of the input, `size` long.
 template <class Offset>
@@ -113,27 +132,53 @@ Classes classify(int64_t count, int64_t in_step, int64_t size, const std::vector
   return classes;
 }
 
-constexpr int kMaskTaps = 64;
+// How the taps of a lattice meet the padding.
+struct Border {
+  enum { none, classes, pixels } kind;
+  Classes rows, cols;   // for `classes`
+
+  Border(const Lattice& lattice, int64_t in_h, int64_t in_w) : kind(none) {
+    const int64_t last_h = (lattice.rows - 1) * lattice.in_step_h, last_w = (lattice.cols - 1) * lattice.in_step_w;
+    for (const Tap& tap : lattice.taps)
+      if (tap.h < 0 || tap.h + last_h >= in_h || tap.w < 0 || tap.w + last_w >= in_w) kind = classes;
+    if (kind == none) return;
+    if (lattice.taps.size() > kMaskTaps) {
+      kind = pixels;
+      return;
+    }
+    rows = classify(lattice.rows, lattice.in_step_h, in_h, lattice.taps, [](const Tap& t) { return t.h; });
+    cols = classify(lattice.cols, lattice.in_step_w, in_w, lattice.taps, [](const Tap& t) { return t.w; });
+  }
+};
+
 constexpr int64_t kPointerBytes = 96 * 1024;  // the pointers of a block stay in L2, beside a panel
-constexpr int64_t kMaxPoints = 504;           // a multiple of 6, 7, 14 and 4
+constexpr int64_t kMaxPoints = 504;           // a multiple of 4, 6, 7 and 14
 
 template <class In, class Out> class Block {
  public:
-  Block(const Gemm<In, Out>& gemm, const Lattice& lattice, int rows)
-      : gemm_(gemm), lattice_(lattice), tile_rows_(rows), masked_(lattice.taps.size() <= kMaskTaps) {
-    const int64_t taps = static_cast<int64_t>(lattice.taps.size());
-    capacity_ = std::clamp<int64_t>(kPointerBytes / 8 / std::max<int64_t>(taps, 1) / rows * rows, rows, kMaxPoints / rows * rows);
-    if (masked_) {
-      row_classes_ = classify(lattice.rows, lattice.in_step_h, gemm.in_h, lattice.taps, [](const Tap& t) { return t.h; });
-      col_classes_ = classify(lattice.cols, lattice.in_step_w, gemm.in_w, lattice.taps, [](const Tap& t) { return t.w; });
-    }
-    points_.resize(capacity_);
-    pixels_.resize(capacity_);
-    pointers_.resize(capacity_ * taps);
-    offsets_.resize((capacity_ / rows) * taps);
-    tile_taps_.resize(capacity_ / rows);
-    zeros_.assign(gemm.depth, In{});
-    for (const Tap& tap : lattice.taps) tap_offsets_.push_back((tap.h * gemm.in_w + tap.w) * gemm.x_pixel_stride);
+  Block(const Gemm<In, Out>& gemm, const Lattice& lattice, const Border& border, int rows)
+      : gemm_(gemm), lattice_(lattice), border_(border), tile_rows_(rows), taps_(lattice.taps.size()) {
+    const int64_t most = kPointerBytes / static_cast<int64_t>(sizeof(In*)) / std::max<int64_t>(taps_, 1);
+    capacity_ = std::clamp<int64_t>(most, rows, kMaxPoints) / rows * rows;
+    const int64_t tiles = capacity_ / rows;
+    // One piece of scratch memory, cut into the tables.
+    char* room = scratch<char>(Scratch::points, capacity_ * (sizeof(Point) + sizeof(int64_t) + taps_ * sizeof(In*)) +
+                                                    tiles * (taps_ + 1) * sizeof(int64_t) + taps_ * sizeof(int64_t) +
+                                                    gemm.depth * sizeof(In));
+    const auto cut = [&](auto*& table, int64_t count) {
+      table = reinterpret_cast<std::remove_reference_t<decltype(table)>>(room);
+      room += count * sizeof(*table);
+    };
+    cut(points_, capacity_);
+    cut(pixels_, capacity_);
+    cut(pointers_, capacity_ * taps_);
+    cut(offsets_, tiles * taps_);
+    cut(tile_taps_, tiles);
+    cut(tap_offsets_, taps_);
+    cut(zeros_, gemm.depth);
+    std::fill_n(zeros_, gemm.depth, In{});
+    for (int64_t t = 0; t < taps_; ++t)
+      tap_offsets_[t] = (lattice.taps[t].h * gemm.in_w + lattice.taps[t].w) * gemm.x_pixel_stride;
   }
 
   int64_t capacity() const { return capacity_; }
@@ -141,28 +186,35 @@ template <class In, class Out> class Block {
   // Lays out points [begin, begin + count).
   void fill(int64_t begin, int64_t count) {
     count_ = count;
-    order(begin);
-    const int64_t taps = static_cast<int64_t>(lattice_.taps.size());
+    if (border_.kind == Border::classes) start_slots(begin);
+    place(begin);
     for (int64_t first = 0, tile = 0; first < count; first += tile_rows_, ++tile) {
       const int rows = static_cast<int>(std::min<int64_t>(tile_rows_, count - first));
-      const Point* points = &points_[first];
-      const In** pointer = &pointers_[first * taps];
-      int64_t* offset = &offsets_[tile * taps];
-      uint64_t any = 0;
-      for (int i = 0; i < rows; ++i) any |= points[i].inside;
-      for (int64_t t = 0; t < taps; ++t) {
-        if (masked_ && !(any >> t & 1)) continue;
-        for (int i = 0; i < rows; ++i)
-          *pointer++ = inside(points[i], t) ? gemm_.x + points[i].origin + tap_offsets_[t] : zeros_.data();
-        *offset++ = lattice_.taps[t].offset;
+      const Point* points = points_ + first;
+      const In** pointer = pointers_ + first * taps_;
+      int64_t* offset = offsets_ + tile * taps_;
+      if (border_.kind == Border::none) {
+        for (int64_t t = 0; t < taps_; ++t, pointer += rows) {
+          for (int i = 0; i < rows; ++i) pointer[i] = gemm_.x + points[i].origin + tap_offsets_[t];
+          *offset++ = lattice_.taps[t].offset;
+        }
+      } else {
+        uint64_t any = 0;
+        for (int i = 0; i < rows; ++i) any |= points[i].inside;
+        for (int64_t t = 0; t < taps_; ++t) {
+          if (border_.kind == Border::classes && !(any >> t & 1)) continue;
+          for (int i = 0; i < rows; ++i)
+            pointer[i] = inside(points[i], t) ? gemm_.x + points[i].origin + tap_offsets_[t] : zeros_;
+          pointer += rows;
+          *offset++ = lattice_.taps[t].offset;
+        }
       }
-      tile_taps_[tile] = offset - &offsets_[tile * taps];
+      tile_taps_[tile] = offset - (offsets_ + tile * taps_);
     }
   }
 
   // Multiplies the block with one panel.
   void multiply(const typename Gemm<In, Out>::Packed* panel, int64_t column, int columns, int vectors) const {
-    const int64_t taps = static_cast<int64_t>(lattice_.taps.size());
     Tile<In, Out> tile{};
     tile.depth = gemm_.depth;
     tile.panel = panel;
@@ -173,9 +225,9 @@ template <class In, class Out> class Block {
     for (int64_t first = 0, index = 0; first < count_; first += tile_rows_, ++index) {
       const int rows = static_cast<int>(std::min<int64_t>(tile_rows_, count_ - first));
       tile.taps = tile_taps_[index];
-      tile.rows = pointers_.data() + first * taps;
-      tile.tap_offsets = offsets_.data() + index * taps;
-      tile.pixels = pixels_.data() + first;
+      tile.rows = pointers_ + first * taps_;
+      tile.tap_offsets = offsets_ + index * taps_;
+      tile.pixels = pixels_ + first;
       kTiles<In, Out>(rows, vectors)(tile, gemm_.epilogue);
     }
   }
@@ -184,56 +236,64 @@ template <class In, class Out> class Block {
   struct Point {
     int64_t origin;    // element of x that tap (0, 0) reads
     int64_t h, w;      // its input pixel
-    uint64_t inside;   // taps inside the input, where there are at most 64
+    uint64_t inside;   // its class's taps
   };
 
   bool inside(const Point& point, int64_t t) const {
-    if (masked_) return point.inside >> t & 1;
+    if (border_.kind == Border::classes) return point.inside >> t & 1;
     const int64_t h = point.h + lattice_.taps[t].h, w = point.w + lattice_.taps[t].w;
     return h >= 0 && h < gemm_.in_h && w >= 0 && w < gemm_.in_w;
   }
 
-  // Fills points_ and pixels_, points with the same taps side by side.
-  void order(int64_t begin) {
+  // Where the points of each class begin in the block: points with the same taps stand side by side.
+  void start_slots(int64_t begin) {
+    const size_t col_count = border_.cols.taps.size();
+    slots_.assign(border_.rows.taps.size() * col_count + 1, 0);
+    int64_t i = begin / lattice_.cols % lattice_.rows, j = begin % lattice_.cols;
+    for (int64_t k = 0; k < count_; ++k) {
+      ++slots_[border_.cols.of[j] + border_.rows.of[i] * col_count + 1];
+      if (++j == lattice_.cols) j = 0, i = i + 1 == lattice_.rows ? 0 : i + 1;
+    }
+    for (size_t s = 1; s < slots_.size(); ++s) slots_[s] += slots_[s - 1];
+  }
+
+  void place(int64_t begin) {
     const int64_t per_image = lattice_.rows * lattice_.cols;
     int64_t n = begin / per_image, i = begin % per_image / lattice_.cols, j = begin % lattice_.cols;
-    const size_t col_count = col_classes_.taps.size();
-    std::vector<int>& slots = slots_;
-    if (masked_) {
-      slots.assign(row_classes_.taps.size() * col_count + 1, 0);
-      int64_t row = i, col = j;
-      for (int64_t k = 0; k < count_; ++k) {
-        ++slots[col_classes_.of[col] + row_classes_.of[row] * col_count + 1];
-        if (++col == lattice_.cols) col = 0, row = row + 1 == lattice_.rows ? 0 : row + 1;
+    for (int64_t k = 0; k < count_;) {
+      const int64_t h = i * lattice_.in_step_h, y_row = lattice_.first_h + i * lattice_.step_h;
+      const int64_t x_row = (n * gemm_.in_h + h) * gemm_.in_w;
+      const int64_t y_first = (n * gemm_.out_h + y_row) * gemm_.out_w + lattice_.first_w;
+      for (; j < lattice_.cols && k < count_; ++j, ++k) {
+        int64_t at = k;
+        uint64_t inside = 0;
+        if (border_.kind == Border::classes) {
+          const int row_class = border_.rows.of[i], col_class = border_.cols.of[j];
+          at = slots_[col_class + row_class * border_.cols.taps.size()]++;
+          inside = border_.rows.taps[row_class] & border_.cols.taps[col_class];
+        }
+        const int64_t w = j * lattice_.in_step_w;
+        points_[at] = {(x_row + w) * gemm_.x_pixel_stride, h, w, inside};
+        pixels_[at] = y_first + j * lattice_.step_w;
       }
-      for (size_t s = 1; s < slots.size(); ++s) slots[s] += slots[s - 1];
-    }
-    for (int64_t k = 0; k < count_; ++k) {
-      int64_t at = k;
-      uint64_t inside = 0;
-      if (masked_) {
-        const int row_class = row_classes_.of[i], col_class = col_classes_.of[j];
-        at = slots[col_class + row_class * col_count]++;
-        inside = row_classes_.taps[row_class] & col_classes_.taps[col_class];
-      }
-      const int64_t h = i * lattice_.in_step_h, w = j * lattice_.in_step_w;
-      points_[at] = {((n * gemm_.in_h + h) * gemm_.in_w + w) * gemm_.x_pixel_stride, h, w, inside};
-      pixels_[at] = (n * gemm_.out_h + lattice_.first_h + i * lattice_.step_h) * gemm_.out_w + lattice_.first_w +
-                    j * lattice_.step_w;
-      if (++j == lattice_.cols) j = 0, i = i + 1 == lattice_.rows ? (++n, 0) : i + 1;
+      j = 0;
+      if (++i == lattice_.rows) i = 0, ++n;
     }
   }
 
   const Gemm<In, Out>& gemm_;
   const Lattice& lattice_;
+  const Border& border_;
   const int tile_rows_;
-  const bool masked_;
+  const int64_t taps_;
   int64_t capacity_ = 0, count_ = 0;
-  Classes row_classes_, col_classes_;
-  std::vector<Point> points_;
-  std::vector<int64_t> pixels_, offsets_, tile_taps_, tap_offsets_;
-  std::vector<const In*> pointers_;
-  std::vector<In> zeros_;
+  Point* points_;
+  int64_t* pixels_;         // of y, per point
+  const In** pointers_;     // per tile: [taps][rows]
+  int64_t* offsets_;        // per tile: [taps], rows of the panel
+  int64_t* tile_taps_;      // taps that are not all in the padding, per tile
+  int64_t* tap_offsets_;    // elements of x from tap (0, 0)
+  In* zeros_;               // what a tap in the padding reads
   std::vector<int> slots_;
 };
 
@@ -251,7 +311,7 @@ template <class In, class Out> void Gemm<In, Out>::run(std::span<const Lattice> 
   if (points == 0 || columns == 0) return;
   const int64_t threads = thread_count();
   const GemmCut cut =
-      choose_cut(points, columns, steps / points, threads, kLane, x_pixel_stride * static_cast<int64_t>(sizeof(In)));
+      choose_cut(lattices.size(), points, columns, steps / points, threads, kLane, x_pixel_stride * static_cast<int64_t>(sizeof(In)));
   const int64_t width = cut.tile.vectors * kLane;
   const int64_t panels = (columns + width - 1) / width;
 
@@ -270,28 +330,40 @@ template <class In, class Out> void Gemm<In, Out>::run(std::span<const Lattice> 
     }
   };
 
-  if (cut.split_panels) {
+  std::vector<Border> borders;
+  for (const Lattice& lattice : lattices) borders.emplace_back(lattice, in_h, in_w);
+
+  if (cut.split == Split::panels) {
     parallel_for(panels, 1, [&](int64_t first, int64_t last) {
       Packed* packed = scratch<Packed>(Scratch::packed, width * packed_depth);
       for (int64_t panel = first; panel < last; ++panel) {
         pack_panel(panel, packed);
-        for (const Lattice& lattice : lattices) {
-          Block<In, Out> block(*this, lattice, cut.tile.rows);
-          multiply(block, 0, images * lattice.rows * lattice.cols, panel, panel + 1, packed);
+        for (size_t i = 0; i < lattices.size(); ++i) {
+          Block<In, Out> block(*this, lattices[i], borders[i], cut.tile.rows);
+          multiply(block, 0, images * lattices[i].rows * lattices[i].cols, panel, panel + 1, packed);
         }
       }
     });
     return;
   }
-  Packed* packed = scratch<Packed>(Scratch::packed, panels * width * packed_depth);
-  parallel_for(panels, 1, [&](int64_t first, int64_t last) {
+  const auto pack_panels = [&](int64_t first, int64_t last, Packed* packed) {
     for (int64_t panel = first; panel < last; ++panel) pack_panel(panel, packed + panel * width * packed_depth);
-  });
-  for (const Lattice& lattice : lattices) {
-    const int64_t count = images * lattice.rows * lattice.cols;
+  };
+  Packed* shared = nullptr;
+  if (cut.split == Split::points) {
+    shared = scratch<Packed>(Scratch::packed, panels * width * packed_depth);
+    parallel_for(panels, 1, [&](int64_t first, int64_t last) { pack_panels(first, last, shared); });
+  }
+  for (size_t i = 0; i < lattices.size(); ++i) {
+    const int64_t count = images * lattices[i].rows * lattices[i].cols;
     const int64_t tiles = (count + cut.tile.rows - 1) / cut.tile.rows;
     parallel_for(tiles, 1, [&](int64_t first, int64_t last) {
-      Block<In, Out> block(*this, lattice, cut.tile.rows);
+      Packed* packed = shared;
+      if (cut.split == Split::points_packing) {
+        packed = scratch<Packed>(Scratch::packed, panels * width * packed_depth);
+        pack_panels(0, panels, packed);
+      }
+      Block<In, Out> block(*this, lattices[i], borders[i], cut.tile.rows);
       multiply(block, first * cut.tile.rows, std::min(count, last * cut.tile.rows), 0, panels, packed);
     });
   }

@@ -5,8 +5,8 @@
 //
 // Contract: a point of a lattice is written once, by one thread; panels of weights are read-only once packed; x and y
 // do not overlap. Raggedness appears in two places: the last tile of a block of points has fewer rows, and the last
-// panel fewer columns. Threads split either the panels (few points: each thread packs its own weights into its L2) or
-// the points (weights packed once, by all).
+// panel fewer columns. Threads split the panels (few points: each packs its own weights into its L2) or the points (the
+// weights packed once by all, or, where they are few, by each for itself).
 #pragma once
 
 #include <algorithm>
@@ -52,16 +52,6 @@ template <class In, class Out> struct Gemm {
   const Pack* pack;
 
   void run(std::span<const Lattice> lattices) const;
-};
-
-struct TileShape {
-  int rows, vectors;
-};
-
-// How a problem is cut: the tile, and whether the threads split the panels or the points.
-struct GemmCut {
-  TileShape tile;
-  bool split_panels;
 };
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA

@@ -12,10 +12,10 @@
 //
 // Bound: 2 * R * S flops per 8 bytes (fp32, stride 1): FMA units in cache, memory bandwidth outside it.
 #include <algorithm>
-#include <cstring>
 
 #include "group_sweep.h"
 #include "naming.h"
+#include "wgrad_split.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 namespace {
@@ -56,20 +56,7 @@ void run_sweep_any(const Sweep<T, T>& sweep) {
   });
 }
 
-// [C][taps] in T -> [taps][C] in the accumulator's type, maps begin .. begin + lanes - 1 at a time with vectors apart.
-template <class T>
-const acc_t<T>* pack_vectors(const T* w, int64_t maps, int64_t taps) {
-  constexpr int kLane = kLanes<T>;
-  const int64_t vectors = (maps + kLane - 1) / kLane;
-  acc_t<T>* packed = scratch<acc_t<T>>(Scratch::packed, vectors * taps * kLane);
-  for (int64_t v = 0; v < vectors; ++v) {
-    const T* source = w + vector_start<acc_t<T>>(v, maps) * taps;
-    for (int64_t t = 0; t < taps; ++t)
-      for (int l = 0; l < kLane; ++l) packed[(v * taps + t) * kLane + l] = to_acc(source[l * taps + t]);
-  }
-  return packed;
-}
-
+// [C][taps] in T -> [taps][C] in the accumulator's type.
 template <class T>
 const acc_t<T>* pack_any(const T* w, int64_t maps, int64_t taps) {
   acc_t<T>* packed = scratch<acc_t<T>>(Scratch::packed, maps * taps);
@@ -81,7 +68,7 @@ const acc_t<T>* pack_any(const T* w, int64_t maps, int64_t taps) {
 template <class T, int S, bool kTransposed>
 void run_square(const ConvProblem& problem, const Operands& operands) {
   Sweep<T, T> sweep = make_sweep<T, T>(problem, operands);
-  sweep.w = pack_vectors(static_cast<const T*>(operands.w), problem.c, S * S);
+  sweep.w = pack_depthwise(static_cast<const T*>(operands.w), problem.c, S * S, Scratch::packed);
   if (problem.stride_w == 1) return run_sweep<S, 1, kTransposed, Values::each>(sweep);
   run_sweep<S, 2, kTransposed, Values::each>(sweep);
 }
@@ -154,16 +141,6 @@ void add_row(const FilterRow<T>& row) {
   }
 }
 
-template <class T>
-void add_bias(const T* dy, int64_t dy_stride, int64_t columns, acc_t<T>* sums, int64_t map_begin, int64_t map_end) {
-  for (int64_t c = map_begin; c < map_end; c += kLanes<T>) {
-    const int n = static_cast<int>(std::min<int64_t>(map_end - c, kLanes<T>));
-    Vec<acc_t<T>> sum = load_n(sums + c, n);
-    for (int64_t q = 0; q < columns; ++q) sum += load_n(dy + q * dy_stride + c, n);
-    store_n(sums + c, sum, n);
-  }
-}
-
 // kFilter: the width of a square filter, or 0 for any (then one tap at a time).
 template <class T, int kFilter>
 void run_wgrad(const ConvProblem& problem, const Operands& operands) {
@@ -174,63 +151,48 @@ void run_wgrad(const ConvProblem& problem, const Operands& operands) {
   const Axis rows{problem.h, p_count, problem.r, problem.stride_h, problem.pad_top, problem.dilation_h, false};
   const int64_t row_elements = problem.w * problem.x_stride();
 
-  // One thread per block of maps, or, where these do not come out even, per range of rows.
-  const int64_t threads = std::min(thread_count(), std::max<int64_t>(problem.n * p_count, 1));
-  const int64_t vectors = (maps + kLanes<T> - 1) / kLanes<T>;
-  const int64_t blocks = vectors % threads == 0 ? threads : 1;
-  const int64_t chunks = threads / blocks;
-  const int64_t sum_rows = taps + 1;  // the last one is dbias
-  A* sums = scratch<A>(Scratch::packed, chunks * sum_rows * maps);
-  std::memset(sums, 0, static_cast<size_t>(chunks * sum_rows * maps) * sizeof(A));
-  T* zeros = scratch<T>(Scratch::local, row_elements);
-  std::memset(static_cast<void*>(zeros), 0, static_cast<size_t>(row_elements) * sizeof(T));
-
-  parallel_for(threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t block = task % blocks, chunk = task / blocks;
-      A* own = sums + chunk * sum_rows * maps;
-      FilterRow<T> row{};
-      const T* lines[RT];
-      row.in = lines;
-      row.in_stride = problem.x_stride();
-      row.dy_stride = problem.y_stride();
-      row.columns_in = problem.w;
-      row.columns_out = q_count;
-      row.stride = problem.stride_w;
-      row.dilation = problem.dilation_w;
-      row.maps = maps;
-      row.map_begin = block * vectors / blocks * kLanes<T>;
-      row.map_end = std::min((block + 1) * vectors / blocks * kLanes<T>, maps);
-      for (int64_t i = chunk * problem.n * p_count / chunks; i < (chunk + 1) * problem.n * p_count / chunks; ++i) {
-        row.dy = static_cast<const T*>(operands.y) + i * q_count * row.dy_stride;
-        const T* image = static_cast<const T*>(operands.x) + i / p_count * problem.h * row_elements;
-        for (int64_t f = 0; f < problem.r; f += RT) {
+  const WgradSplit split(problem.n * p_count, (maps + kLanes<T> - 1) / kLanes<T>);
+  const int64_t elements = (taps + 1) * maps;  // [taps][maps], and dbias behind them
+  A* sums = zeroed_sums<A>(split, elements);
+  const T* zeros = zero_row<T>(row_elements);
+  split.run([&](int64_t chunk, int64_t row_begin, int64_t row_end, int64_t vector_begin, int64_t vector_end) {
+    A* own = sums + chunk * elements;
+    const T* lines[RT];
+    FilterRow<T> row{};
+    row.in = lines;
+    row.in_stride = problem.x_stride();
+    row.dy_stride = problem.y_stride();
+    row.columns_in = problem.w;
+    row.columns_out = q_count;
+    row.stride = problem.stride_w;
+    row.dilation = problem.dilation_w;
+    row.maps = maps;
+    row.map_begin = vector_begin * kLanes<T>;
+    row.map_end = std::min(vector_end * kLanes<T>, maps);
+    for (int64_t i = row_begin; i < row_end; ++i) {
+      row.dy = static_cast<const T*>(operands.y) + i * q_count * row.dy_stride;
+      const T* image = static_cast<const T*>(operands.x) + i / p_count * problem.h * row_elements;
+      for (int64_t f = 0; f < problem.r; f += RT) {
+        for (int64_t s = 0; s < problem.s; s += S) {
+          row.pad = problem.pad_left - s * row.dilation;
           bool inside = false;
-          for (int64_t s = 0; s < problem.s; s += S) {
-            row.pad = problem.pad_left - s * row.dilation;
-            for (int r = 0; r < RT; ++r) {
-              const int64_t source = rows.source(i % p_count, f + r);
-              inside |= source >= 0;
-              lines[r] = (source < 0 ? zeros : image + source * row_elements) - row.pad * row.in_stride;
-            }
-            row.sums = own + (f * problem.s + s) * maps;
-            if (inside) add_row<T, RT, S>(row);
+          for (int r = 0; r < RT; ++r) {
+            const int64_t source = rows.source(i % p_count, f + r);
+            inside |= source >= 0;
+            lines[r] = (source < 0 ? zeros : image + source * row_elements) - row.pad * row.in_stride;
           }
+          row.sums = own + (f * problem.s + s) * maps;
+          if (inside) add_row<T, RT, S>(row);
         }
-        if (operands.dbias) add_bias(row.dy, row.dy_stride, q_count, own + taps * maps, row.map_begin, row.map_end);
       }
+      if (operands.dbias) add_bias(row.dy, row.dy_stride, q_count, own + taps * maps, row.map_begin, row.map_end);
     }
   });
 
-  const auto total = [&](int64_t tap, int64_t c) {
-    A value = 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) value += sums[(chunk * sum_rows + tap) * maps + c];
-    return value;
-  };
   T* dw = static_cast<T*>(operands.w);
   for (int64_t c = 0; c < maps; ++c) {
-    for (int64_t tap = 0; tap < taps; ++tap) dw[c * taps + tap] = from_acc<T>(total(tap, c));
-    if (operands.dbias) static_cast<A*>(operands.dbias)[c] = total(taps, c);
+    for (int64_t tap = 0; tap < taps; ++tap) dw[c * taps + tap] = from_acc<T>(total(split, sums, elements, tap * maps + c));
+    if (operands.dbias) static_cast<A*>(operands.dbias)[c] = total(split, sums, elements, taps * maps + c);
   }
 }
 

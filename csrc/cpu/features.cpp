@@ -32,9 +32,9 @@ struct Feature {
   uint64_t state;
 };
 constexpr Feature kFeatures[] = {
-    {"avx2", 7, 0, ebx, 5, kYmm},        {"fma", 1, 0, ecx, 12, kYmm},       {"f16c", 1, 0, ecx, 29, kYmm},
-    {"bmi2", 7, 0, ebx, 8, 0},           {"avx512f", 7, 0, ebx, 16, kZmm},   {"avx512dq", 7, 0, ebx, 17, kZmm},
-    {"avx512cd", 7, 0, ebx, 28, kZmm},   {"avx512bw", 7, 0, ebx, 30, kZmm},  {"avx512vl", 7, 0, ebx, 31, kZmm},
+    {"avx2", 7, 0, ebx, 5, kYmm},        {"fma", 1, 0, ecx, 12, kYmm},      {"f16c", 1, 0, ecx, 29, kYmm},
+    {"bmi2", 7, 0, ebx, 8, 0},           {"avx512f", 7, 0, ebx, 16, kZmm},  {"avx512dq", 7, 0, ebx, 17, kZmm},
+    {"avx512cd", 7, 0, ebx, 28, kZmm},   {"avx512bw", 7, 0, ebx, 30, kZmm}, {"avx512vl", 7, 0, ebx, 31, kZmm},
     {"avx512_bf16", 7, 1, eax, 5, kZmm},
 };
 

@@ -42,7 +42,7 @@ template <class In, class Out> struct Sweep {
   EpilogueArgs<Out> epilogue;
 };
 
-// All but the packed weights; In is the operands' type or, when `in` is replaced by a widened copy, another.
+// All but the packed weights.
 template <class In, class Out>
 Sweep<In, Out> make_sweep(const ConvProblem& problem, const Operands& operands) {
   const bool transposed = problem.direction == Direction::dgrad;
@@ -61,10 +61,11 @@ Sweep<In, Out> make_sweep(const ConvProblem& problem, const Operands& operands) 
   if (transposed) {
     std::swap(sweep.rows.in, sweep.rows.out);
     std::swap(sweep.columns.in, sweep.columns.out);
+  } else {
+    sweep.epilogue = {static_cast<const acc_t<Out>*>(operands.scale), static_cast<const acc_t<Out>*>(operands.shift),
+                      static_cast<const Out*>(operands.residual),     operands.residual_pixel_stride,
+                      problem.epilogue.activation,                    static_cast<acc_t<Out>>(problem.epilogue.alpha)};
   }
-  sweep.epilogue = {static_cast<const acc_t<Out>*>(operands.scale), static_cast<const acc_t<Out>*>(operands.shift),
-                    static_cast<const Out*>(operands.residual),     operands.residual_pixel_stride,
-                    problem.epilogue.activation,                    static_cast<acc_t<Out>>(problem.epilogue.alpha)};
   return sweep;
 }
 
@@ -102,6 +103,10 @@ void run_tile(const Sweep<In, Out>& sweep, GroupTile<In, Out> tile, const typena
   tile.pixel += first;
   tile.out += tile.pixel * tile.out_pixel_stride;
   tile.count = static_cast<int>(std::min<int64_t>(sweep.columns.out - first, kTilePixels));
+  if (tile.ahead_in) {
+    tile.ahead_in += (column + Tap::kColumns - tile.ahead_columns) * sweep.in_stride;
+    tile.ahead_out = tile.out + tile.rows * tile.row_pixels * tile.out_pixel_stride;
+  }
   if (tile.column_begin == 0 && tile.column_end == Tap::kColumns && tile.count == kTilePixels) {
     group_tile<In, Out, Tap, kValues, true>(tile, sweep.epilogue);
   } else {
@@ -129,38 +134,72 @@ int64_t list_lines(const Sweep<In, Out>& sweep, const In* image, int64_t row, in
   return count;
 }
 
+template <int S, class In, class Out> constexpr int64_t sweep_vector_elements(const Sweep<In, Out>& sweep) {
+  return S * S * sweep.group * kLanes<Out>;
+}
+
+// Output rows `row` .. of one image, kTileRows of them, for some vectors of maps. `far`: the next band comes from memory.
+template <int S, int U, bool kTransposed, Values kValues, class In, class Out>
+void run_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row, int64_t vector_begin, int64_t vector_end,
+              bool far) {
+  typename GroupTile<In, Out>::Line lines[kTileRows * S];
+  GroupTile<In, Out> tile{};
+  tile.rows = static_cast<int>(std::min<int64_t>(sweep.rows.out - row, kTileRows));
+  tile.line_count =
+      list_lines<S>(sweep, sweep.in + image * sweep.rows.in * sweep.columns.in * sweep.in_stride, row, tile.rows, lines);
+  tile.in_pixel_stride = sweep.in_stride;
+  tile.group = sweep.group;
+  tile.vector_elements = sweep_vector_elements<S>(sweep);
+  tile.maps = sweep.maps;
+  tile.vector_begin = vector_begin;
+  tile.vector_end = vector_end;
+  tile.out = sweep.out;
+  tile.out_pixel_stride = sweep.out_stride;
+  tile.pixel = (image * sweep.rows.out + row) * sweep.columns.out;
+  tile.row_pixels = sweep.columns.out;
+  if (far && row + kTileRows < sweep.rows.out && tile.line_count) {
+    tile.ahead_in_line = sweep.columns.in * sweep.in_stride;
+    tile.ahead_in = lines[tile.line_count - 1].in + tile.ahead_in_line;
+    tile.ahead_lines = kTransposed ? 1 : kTileRows * U;
+    tile.ahead_columns = kTransposed ? kTilePixels / U : kTilePixels * U;
+  }
+  for (int64_t first = 0; first < sweep.columns.out; first += kTilePixels) {
+    if (kTransposed && U == 2 && (first + sweep.columns.pad) % 2) {
+      run_tile<Taps<S, U, kTransposed, U - 1>, kValues>(sweep, tile, lines, first);
+    } else {
+      run_tile<Taps<S, U, kTransposed, 0>, kValues>(sweep, tile, lines, first);
+    }
+  }
+}
+
 // A square S x S filter at stride U on both axes, dilation 1; at least one vector of maps.
 template <int S, int U, bool kTransposed, Values kValues, class In, class Out>
 void run_sweep(const Sweep<In, Out>& sweep) {
-  constexpr int64_t kLane = kLanes<Out>, kBlockBytes = 256 * 1024;  // of packed weights
+  constexpr int64_t kLane = kLanes<Out>, kElement = sizeof(acc_t<Out>);
+  constexpr int64_t kBlockBytes = 256 * 1024;  // of packed weights
+  constexpr int64_t kFarBytes = 4 << 20;       // more than this comes from memory
   const int64_t bands = (sweep.rows.out + kTileRows - 1) / kTileRows, vectors = (sweep.maps + kLane - 1) / kLane;
-  const int64_t vector_elements = S * S * sweep.group * kLane;
-  const int64_t blocks = vectors * vector_elements * static_cast<int64_t>(sizeof(acc_t<Out>)) / kBlockBytes;
+  const int64_t blocks = vectors * sweep_vector_elements<S>(sweep) * kElement / kBlockBytes;
+  const int64_t pixels = sweep.n * (sweep.rows.in * sweep.columns.in + sweep.rows.out * sweep.columns.out);
+  const bool far = pixels * sweep.maps * static_cast<int64_t>(sizeof(Out)) > kFarBytes;
   for_each_row(sweep.n * bands, vectors, blocks, [&](const Part& part) {
-    const int64_t image = part.row / bands, row = part.row % bands * kTileRows;
-    typename GroupTile<In, Out>::Line lines[kTileRows * S];
-    GroupTile<In, Out> tile{};
-    tile.rows = static_cast<int>(std::min<int64_t>(sweep.rows.out - row, kTileRows));
-    tile.line_count =
-        list_lines<S>(sweep, sweep.in + image * sweep.rows.in * sweep.columns.in * sweep.in_stride, row, tile.rows, lines);
-    tile.in_pixel_stride = sweep.in_stride;
-    tile.group = sweep.group;
-    tile.vector_elements = vector_elements;
-    tile.maps = sweep.maps;
-    tile.vector_begin = part.block_begin;
-    tile.vector_end = part.block_end;
-    tile.out = sweep.out;
-    tile.out_pixel_stride = sweep.out_stride;
-    tile.pixel = (image * sweep.rows.out + row) * sweep.columns.out;
-    tile.row_pixels = sweep.columns.out;
-    for (int64_t first = 0; first < sweep.columns.out; first += kTilePixels) {
-      if (kTransposed && U == 2 && (first + sweep.columns.pad) % 2) {
-        run_tile<Taps<S, U, kTransposed, U - 1>, kValues>(sweep, tile, lines, first);
-      } else {
-        run_tile<Taps<S, U, kTransposed, 0>, kValues>(sweep, tile, lines, first);
-      }
-    }
+    run_band<S, U, kTransposed, kValues>(sweep, part.row / bands, part.row % bands * kTileRows, part.block_begin,
+                                         part.block_end, far);
   });
+}
+
+// Depthwise filters [maps][taps] -> [vector of maps][taps][lanes] in the accumulator's type.
+template <class T>
+const acc_t<T>* pack_depthwise(const T* w, int64_t maps, int64_t taps, Scratch slot) {
+  constexpr int kLane = kLanes<T>;
+  const int64_t vectors = (maps + kLane - 1) / kLane;
+  acc_t<T>* packed = scratch<acc_t<T>>(slot, vectors * taps * kLane);
+  for (int64_t v = 0; v < vectors; ++v) {
+    const T* source = w + vector_start<acc_t<T>>(v, maps) * taps;
+    for (int64_t t = 0; t < taps; ++t)
+      for (int l = 0; l < kLane; ++l) packed[(v * taps + t) * kLane + l] = to_acc(source[l * taps + t]);
+  }
+  return packed;
 }
 
 // Empty, or why run_sweep cannot: what depends on the filter's geometry alone.

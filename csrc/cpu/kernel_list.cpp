@@ -14,10 +14,10 @@
   void append_implicit_gemm(KernelList& list); \
   void append_im2col(KernelList& list);
 
-#define CNNKERN_DECLARE_ALL                 \
-  CNNKERN_DECLARE_GEMM_FAMILIES             \
-  void append_depthwise(KernelList& list);  \
-  void append_grouped(KernelList& list);    \
+#define CNNKERN_DECLARE_ALL                \
+  CNNKERN_DECLARE_GEMM_FAMILIES            \
+  void append_depthwise(KernelList& list); \
+  void append_grouped(KernelList& list);   \
   const Tools& tools();
 
 namespace cnnkern::cpu {
@@ -50,13 +50,11 @@ struct Compiled {
   const Tools& (*tools)();
 };
 
-#define CNNKERN_ALL_FAMILIES(isa)                                                                  \
-  {                                                                                                \
-    #isa,                                                                                          \
-    {isa::append_depthwise, isa::append_grouped, isa::append_direct, isa::append_pointwise,        \
-     isa::append_implicit_gemm, isa::append_im2col},                                               \
-    isa::tools                                                                                     \
-  }
+#define CNNKERN_ALL_FAMILIES(isa)                                                                                     \
+  {#isa,                                                                                                              \
+   {isa::append_depthwise, isa::append_grouped, isa::append_direct, isa::append_pointwise, isa::append_implicit_gemm, \
+    isa::append_im2col},                                                                                              \
+   isa::tools}
 
 const std::vector<Compiled>& compiled() {
   static const std::vector<Compiled> table = {

@@ -30,6 +30,9 @@ struct Memo {
   Chooser chooser;
 };
 
+// Images of ever new sizes must not fill the memory.
+constexpr size_t kMostKept = 1 << 16;
+
 // Never destroyed: calls may still come while the process ends.
 Memo& memo() {
   static Memo& instance = *new Memo;
@@ -69,6 +72,7 @@ const Kernel& chosen_kernel(const ConvProblem& problem, int64_t flags) {
   }
   const Kernel& kernel = choose(problem, flags);
   const std::unique_lock lock(memo().mutex);
+  if (memo().kernels.size() >= kMostKept) memo().kernels.clear();
   memo().kernels.emplace(key, &kernel);
   return kernel;
 }
@@ -101,9 +105,9 @@ std::vector<std::pair<std::string, std::string>> memo_entries() {
   const std::shared_lock lock(memo().mutex);
   std::vector<std::pair<std::string, std::string>> entries;
   for (const auto& [key, kernel] : memo().kernels) {
-    entries.emplace_back(key.problem.to_string() + " flags=" + std::to_string(key.flags) +
-                             " threads=" + std::to_string(key.threads),
-                         kernel->name);
+    entries.emplace_back(
+        key.problem.to_string() + " flags=" + std::to_string(key.flags) + " threads=" + std::to_string(key.threads),
+        kernel->name);
   }
   return entries;
 }

@@ -24,7 +24,7 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
 // Scratch memory of the calling thread, 64-byte aligned, contents undefined. Slot i keeps its memory from call to
 // call and grows as asked; a pointer is good until the next request for the same slot on the same thread.
 // x to channels belong to the ops, which stage operands there; the rest to the kernels.
-enum class Scratch { x, w, y, residual, channels, packed, packed_dy, pairs, sums, columns, local, count };
+enum class Scratch { x, w, y, residual, channels, packed, packed_dy, pairs, points, sums, columns, local, count };
 void* scratch_bytes(Scratch slot, size_t bytes);
 
 template <class T>

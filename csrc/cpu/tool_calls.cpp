@@ -1,5 +1,7 @@
 #include "tool_calls.h"
 
+#include <algorithm>
+
 #include "channels.h"
 #include "kernel_list.h"
 #include "memo.h"
@@ -35,10 +37,12 @@ int64_t pooled_size(int64_t size, const Window& window, int axis) {
 
 PoolShape pool_shape(const int64_t* x_sizes, const Window& window) {
   for (int axis = 0; axis < 2; ++axis) {
-    check(window.kernel[axis] > 0 && window.stride[axis] > 0 && window.dilation[axis] > 0,
-          "a pooling window's sizes, strides and dilations are positive");
-    check(window.padding[axis] >= 0 && 2 * window.padding[axis] <= window.kernel[axis],
-          "a pooling window's padding is at most half its size");
+    if (window.kernel[axis] < 1 || window.stride[axis] < 1 || window.dilation[axis] < 1) {
+      fail("a pooling window's sizes, strides and dilations are positive");
+    }
+    if (window.padding[axis] < 0 || 2 * window.padding[axis] > window.kernel[axis]) {
+      fail("a pooling window's padding is at most half its size");
+    }
   }
   const PoolShape shape{.n = x_sizes[0],
                         .c = x_sizes[1],
@@ -55,14 +59,14 @@ PoolShape pool_shape(const int64_t* x_sizes, const Window& window) {
                         .dilation_h = window.dilation[0],
                         .dilation_w = window.dilation[1],
                         .count_include_pad = window.count_include_pad};
-  check(shape.p > 0 && shape.q > 0, "the pooling window is larger than the padded input");
+  if (shape.p < 1 || shape.q < 1) fail("the pooling window is larger than the padded input");
   return shape;
 }
 
 Sizes pooled_sizes(const PoolShape& shape) { return {shape.n, shape.c, shape.p, shape.q}; }
 
 void check_sizes(const Tensor4& tensor, const Sizes& expected, const char* name) {
-  check(std::equal(expected.begin(), expected.end(), tensor.sizes), std::string(name) + " has the wrong sizes");
+  if (!std::equal(expected.begin(), expected.end(), tensor.sizes)) fail(std::string(name) + " has the wrong sizes");
 }
 
 Result result_like(const Tensor4& tensor, const Sizes& sizes, bool channels_last, Scratch slot) {
@@ -71,13 +75,24 @@ Result result_like(const Tensor4& tensor, const Sizes& sizes, bool channels_last
 
 void* staged_x(const Tensor4& x) { return stage_dense(x, element_size(dtype_of(x.torch_dtype)), Scratch::x); }
 
+// Throws unless `kernel` is the name of the fused kernel and nothing speaks against it.
+void require_fused(std::string_view kernel, const ConvProblem& depthwise, const ConvProblem& pointwise,
+                   const std::string& why_not) {
+  const std::string name = "cpu_depthwise_separable_fprop_" +
+                           std::string(kDTypeNames[static_cast<int>(depthwise.dtype)]) + "_nhwc_any__" +
+                           std::string(tools_isa());
+  if (kernel != name) fail("no CPU kernel of depthwise_separable is named '" + std::string(kernel) + "'");
+  if (why_not.empty()) return;
+  fail(name + " cannot compute " + depthwise.to_string() + " and " + pointwise.to_string() + ": " + why_not);
+}
+
 }  // namespace
 
 OwnedTensor channel_shuffle(AtenTensorHandle x_handle, int64_t groups) {
   const Tensor4 x = read_tensor(x_handle, "x");
   const size_t size = element_size(dtype_of(x.torch_dtype));
   const int64_t c = x.sizes[1], pixels = x.sizes[2] * x.sizes[3];
-  check(groups > 0 && c % groups == 0, "groups does not divide the channels");
+  if (groups < 1 || c % groups) fail("groups does not divide the channels");
   const Sizes sizes = {x.sizes[0], c, x.sizes[2], x.sizes[3]};
   if (!x.empty() && contiguous(x) && !channels_last(x)) {
     OwnedTensor y = dense_tensor(sizes.data(), false, x.torch_dtype);
@@ -107,10 +122,10 @@ OwnedTensor max_pool2d_backward(AtenTensorHandle dy_handle, AtenTensorHandle ind
                                 bool channels_last) {
   const Tensor4 dy = read_tensor(dy_handle, "dy"), indices = read_tensor(indices_handle, "indices");
   check_sizes(indices, {dy.sizes[0], dy.sizes[1], dy.sizes[2], dy.sizes[3]}, "indices");
-  check(indices.torch_dtype == aoti_torch_dtype_int64(), "indices are not int64");
-  check(dy.sizes[0] == x_size[0] && dy.sizes[1] == x_size[1], "dy has another batch or channels than x");
-  const PoolShape shape{.n = x_size[0], .c = x_size[1], .h = x_size[2],
-                        .w = x_size[3], .p = dy.sizes[2], .q = dy.sizes[3]};
+  if (indices.torch_dtype != aoti_torch_dtype_int64()) fail("indices are not int64");
+  if (dy.sizes[0] != x_size[0] || dy.sizes[1] != x_size[1]) fail("dy has another batch or channels than x");
+  const PoolShape shape{
+      .n = x_size[0], .c = x_size[1], .h = x_size[2], .w = x_size[3], .p = dy.sizes[2], .q = dy.sizes[3]};
   Result dx = result_like(dy, x_size, channels_last, Scratch::x);
   if (dx.empty()) return dx.finish(nullptr);
   const DType dtype = dtype_of(dy.torch_dtype);
@@ -146,7 +161,7 @@ OwnedTensor avg_pool2d_backward(AtenTensorHandle dy_handle, const Sizes& x_size,
 OwnedTensor global_avg_pool2d(AtenTensorHandle x_handle) {
   const Tensor4 x = read_tensor(x_handle, "x");
   const int64_t pixels = x.sizes[2] * x.sizes[3];
-  check(pixels > 0, "x has no pixels to average");
+  if (pixels < 1) fail("x has no pixels to average");
   Result y = result_like(x, {x.sizes[0], x.sizes[1], 1, 1}, channels_last(x), Scratch::y);
   if (y.empty()) return y.finish(nullptr);
   void* data = y.data();
@@ -159,7 +174,9 @@ OwnedTensor depthwise_separable(AtenTensorHandle x_handle, AtenTensorHandle dw_h
                                 const EpilogueTensors& pw_epilogue, const Geometry& geometry, const Choice& choice) {
   const Tensor4 x = read_tensor(x_handle, "x"), dw = read_tensor(dw_handle, "dw_weight"),
                 pw = read_tensor(pw_handle, "pw_weight");
-  check(dw.torch_dtype == x.torch_dtype && pw.torch_dtype == x.torch_dtype, "the weights have another dtype than x");
+  if (dw.torch_dtype != x.torch_dtype || pw.torch_dtype != x.torch_dtype) {
+    fail("the weights have another dtype than x");
+  }
   const DType dtype = dtype_of(x.torch_dtype);
   ConvProblem first = conv_problem(Direction::fprop, dtype, x.sizes, dw.sizes, geometry);
   const int64_t between[4] = {first.n, first.k, first.p(), first.q()};
@@ -169,13 +186,7 @@ OwnedTensor depthwise_separable(AtenTensorHandle x_handle, AtenTensorHandle dw_h
   second.epilogue = epilogue_of(pw_epilogue);
 
   const std::string why_not = x.empty() ? "x has no elements" : tools().separable_why_not(first, second);
-  if (!choice.kernel.empty()) {
-    const std::string name = "cpu_depthwise_separable_fprop_" +
-                             std::string(kDTypeNames[static_cast<int>(dtype)]) + "_nhwc_any__" +
-                             std::string(tools_isa());
-    check(choice.kernel == name, "no CPU kernel of depthwise_separable is named '" + std::string(choice.kernel) + "'");
-    check(why_not.empty(), name + " cannot compute " + first.to_string() + " and " + second.to_string() + ": " + why_not);
-  }
+  if (!choice.kernel.empty()) require_fused(choice.kernel, first, second, why_not);
   if (!why_not.empty()) {
     const OwnedTensor middle = conv_fprop(x_handle, dw_handle, dw_epilogue, geometry, {choice.flags, {}});
     return conv_fprop(middle.get(), pw_handle, pw_epilogue, pointwise, {choice.flags, {}});
@@ -183,7 +194,6 @@ OwnedTensor depthwise_separable(AtenTensorHandle x_handle, AtenTensorHandle dw_h
 
   const bool like_channels_last = channels_last(x) || channels_last(dw) || channels_last(pw);
   Result y = result_like(x, {second.n, second.k, second.p(), second.q()}, like_channels_last, Scratch::y);
-  if (y.empty()) return y.finish(nullptr);
   double* room = scratch<double>(Scratch::channels, 2 * (first.k + second.k));
   const int64_t dw_k = first.k, pw_k = second.k;
   const size_t size = element_size(dtype);

@@ -65,6 +65,10 @@ template <class In, class Out> struct GroupTile {
   int64_t pixel;                 // of the first output, for the residual
   int64_t row_pixels;            // from one output row to the next
   int rows, count;               // output rows, and outputs in each, that exist
+  const In* ahead_in;            // what the next band reads and writes here, to be fetched meanwhile; null: no such band
+  int64_t ahead_in_line;
+  int ahead_lines, ahead_columns;
+  Out* ahead_out;
 };
 
 // The first output map of a vector; packing and tiles agree through it.
@@ -97,7 +101,8 @@ template <class V> CNNKERN_INLINE V in_register(V v) {
 }
 
 // The lanes' places inside a vector, as wide as the accumulator.
-template <class A> using LaneIndex = Vec<std::conditional_t<sizeof(A) == 8, int64_t, int32_t>>;
+template <class A> using LaneIndexElement = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+template <class A> using LaneIndex = Vec<LaneIndexElement<A>>;
 
 // Map d of each lane's group; p is at the vector's first map (at its group's for broadcast), lane_group[l] = l / G * G.
 template <Values kValues, class In>
@@ -141,6 +146,10 @@ CNNKERN_INLINE void add_groups(const GroupTile<In, Out>& tile, const typename Gr
   const In* in = line.in + in_map;
   const acc_t<Out>* w[kTileRows];
   for (int i = kFirst; i <= kLast; ++i) w[i] = line.w[i] + vector * tile.vector_elements;
+  if (kValues != Values::each) {  // the next groups' maps, which the hardware does not foresee
+    for (int j = 0; j < Tap::kColumns; ++j)
+      __builtin_prefetch(in + j * tile.in_pixel_stride + std::max<int64_t>(group, kLane));
+  }
 #pragma GCC unroll 1
   for (int64_t d = 0; d < group; ++d) {
     add_line<In, Out, Tap, kValues, kInside, kFirst, kLast>(tile, in, w, group * kLane, d, places, sum);
@@ -168,6 +177,15 @@ __attribute__((noinline)) void group_tile(const GroupTile<In, Out> tile, const E
     const int64_t k = vector_start<A>(vector, tile.maps);
     const int64_t in_map = kValues == Values::broadcast ? k / tile.group * tile.group : k;
     V sum[kTileRows][kTilePixels] = {};
+    if (tile.ahead_in) {
+      for (int l = 0; l < tile.ahead_lines; ++l)
+        for (int j = 0; j < tile.ahead_columns; ++j)
+          __builtin_prefetch(tile.ahead_in + l * tile.ahead_in_line + j * tile.in_pixel_stride + in_map, 0, 2);
+      for (int l = 0; l < kTileRows; ++l)
+#pragma GCC unroll 8
+        for (int t = 0; t < kTilePixels; ++t)
+          __builtin_prefetch(tile.ahead_out + (l * tile.row_pixels + t) * tile.out_pixel_stride + k, 1, 3);
+    }
     for (int64_t l = 0; l < tile.line_count; ++l) {
       const auto& line = tile.lines[l];
       if (kTileRows == 1 || !line.w[kLast])

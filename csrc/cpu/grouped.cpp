@@ -1,0 +1,419 @@
+// Grouped convolution: output map k reads the maps of its group alone (ResNeXt, arXiv 1611.05431).
+//
+//   fprop  y[n,p,q,k]    = epilogue( sum over r,s,d of x[n, p*u - pad + r*l, q*u - pad + s*l, first(k) + d] * w[k,r,s,d] )
+//   dgrad  dx[n,h,w,c]   = sum over r,s and the k of c's group of dy[n, (h+pad-r*l)/u, (w+pad-s*l)/u, k] * w[k,r,s,c%C/g]
+//   wgrad  dw[k,r,s,d]   = sum over n,p,q of x[...as fprop] * dy[n,p,q,k];  dbias[k] = sum of dy
+//   first(k) = k / (K/groups) * (C/groups),  d < C/groups
+//
+// x, y: NHWC with pixel strides; w: [K][R][S][C/groups].
+//
+// With few maps a group a vector of k spans several groups, and no broadcast gives its lanes what they need. The idea:
+// load the vector of x with the same maps and permute it inside each group, so that every lane gets map d of its own
+// group and all lanes work (microkernels/group_tile.h; group_sweep.h has who owns what). With a vector of maps a group
+// or more the permute becomes a broadcast. wgrad runs along a row with the sums of S taps and a few d in registers.
+//
+// The `any` kernels take every other combination: unequal sizes of groups, other filters. They gather the lanes.
+//
+// Bound: FMA units; a 3x3 tile needs 36 permutes and 18 loads for 126 FMAs.
+#include <algorithm>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "group_sweep.h"
+#include "naming.h"
+#include "packing.h"
+#include "wgrad_split.h"
+
+namespace cnnkern::cpu::CNNKERN_ISA {
+namespace {
+
+constexpr int kFilter = 3;  // of the square kernels
+constexpr int kTaps = kFilter * kFilter;
+constexpr int64_t kBlockBytes = 24 * 1024;  // of x and dy that wgrad keeps in L1
+
+template <class T> int64_t vectors_of(int64_t maps) { return (maps + kLanes<T> - 1) / kLanes<T>; }
+
+// --- groups of G input and G output maps, 3x3 -----------------------------------------------------------------------
+
+// w[k][tap][d] -> [vector of k][tap][d][lanes]
+template <class T>
+void pack_fprop(const T* w, int64_t maps, int64_t group, int64_t vector, acc_t<T>* packed) {
+  const T* source = w + vector_start<acc_t<T>>(vector, maps) * kTaps * group;
+  for (int64_t t = 0; t < kTaps; ++t)
+    pack_transposed(source + t * group, kTaps * group, kLanes<T>, group, packed + t * group * kLanes<T>, kLanes<T>);
+}
+
+// w[k][tap][c % G] -> [vector of c][tap][k % G][lanes]
+template <class T>
+void pack_dgrad(const T* w, int64_t maps, int64_t group, int64_t vector, acc_t<T>* packed) {
+  constexpr int kLane = kLanes<T>;
+  const int64_t run = std::min<int64_t>(group, kLane), start = vector_start<acc_t<T>>(vector, maps);
+  for (int64_t l = 0; l < kLane; l += run) {  // lanes whose maps lie in one group
+    const int64_t first = (start + l) / group * group, in_group = (start + l) % group;
+    for (int64_t t = 0; t < kTaps; ++t) {
+      for (int64_t d = 0; d < group; ++d) {
+        const T* source = w + ((first + d) * kTaps + t) * group + in_group;
+        store_n(packed + (t * group + d) * kLane + l, load_n(source, static_cast<int>(run)), static_cast<int>(run));
+      }
+    }
+  }
+}
+
+// Pixels 4096 bytes apart all fall into one set of L1, which holds fewer than a tile reads: copies them further apart.
+// The pointer and pixel stride to read are returned.
+template <class T>
+std::pair<const T*, int64_t> spread_pixels(const T* source, int64_t pixels, int64_t maps, int64_t stride, Scratch slot) {
+  if (stride * static_cast<int64_t>(sizeof(T)) % 4096) return {source, stride};
+  const int64_t spread = maps + 64 / static_cast<int64_t>(sizeof(T));
+  T* copy = scratch<T>(slot, pixels * spread);
+  parallel_for(pixels, std::max<int64_t>(1, 32768 / maps), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) std::copy_n(source + i * stride, maps, copy + i * spread);
+  });
+  return {copy, spread};
+}
+
+template <class T, bool kTransposed, Values kValues>
+void run_values(const Sweep<T, T>& sweep, int64_t stride) {
+  if (stride == 1) return run_sweep<kFilter, 1, kTransposed, kValues>(sweep);
+  run_sweep<kFilter, 2, kTransposed, kValues>(sweep);
+}
+
+template <class T, bool kTransposed>
+void run_square(const ConvProblem& problem, const Operands& operands) {
+  Sweep<T, T> sweep = make_sweep<T, T>(problem, operands);
+  const int64_t vectors = vectors_of<T>(sweep.maps), elements = kTaps * sweep.group * kLanes<T>;
+  acc_t<T>* packed = scratch<acc_t<T>>(Scratch::packed, vectors * elements);
+  parallel_for(vectors, std::max<int64_t>(1, 32768 / elements), [&](int64_t begin, int64_t end) {
+    for (int64_t v = begin; v < end; ++v) {
+      constexpr auto pack = kTransposed ? pack_dgrad<T> : pack_fprop<T>;
+      pack(static_cast<const T*>(operands.w), sweep.maps, sweep.group, v, packed + v * elements);
+    }
+  });
+  sweep.w = packed;
+  std::tie(sweep.in, sweep.in_stride) = spread_pixels(sweep.in, sweep.n * sweep.rows.in * sweep.columns.in, sweep.maps,
+                                                      sweep.in_stride, Scratch::columns);
+  if (sweep.group >= kLanes<T>) return run_values<T, kTransposed, Values::broadcast>(sweep, problem.stride_w);
+  run_values<T, kTransposed, Values::permuted>(sweep, problem.stride_w);
+}
+
+// What one filter row f contributes to dw from a block of output rows, for one vector of k.
+template <class T> struct FilterRow {
+  std::vector<const T*> in, dy;  // pairs of an input row and the output row that meets it at f, at their column 0
+  int64_t in_stride, dy_stride, columns_in, columns_out, pad;
+  int64_t group;
+  LaneIndex<acc_t<T>> places;    // of the first map of each lane's group, for Values::permuted
+};
+
+constexpr int kBlock = kRegisters >= 32 ? 4 : 2;  // maps d at a time: kBlock * S sums and 7 dy in registers
+
+template <class T, int U, Values kValues, bool kInside>
+CNNKERN_INLINE void add_tile(const FilterRow<T>& row, const T* in, const T* dy, int64_t first, int64_t d,
+                             Vec<acc_t<T>> (&sum)[kBlock][kFilter]) {
+  using Tap = Taps<kFilter, U, false, 0>;
+  const int64_t column = Tap::first_column(first, row.pad), count = row.columns_out - first;
+  in += column * row.in_stride;
+  dy += first * row.dy_stride;
+  Vec<acc_t<T>> gradient[kTilePixels];
+#pragma GCC unroll 8
+  for (int t = 0; t < kTilePixels; ++t)
+    gradient[t] = kInside || t < count ? in_register(load(dy + t * row.dy_stride)) : Vec<acc_t<T>>{};
+#pragma GCC unroll 32
+  for (int j = 0; j < Tap::kColumns; ++j) {
+    if (!kInside && (column + j < 0 || column + j >= row.columns_in)) continue;
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlock; ++b) {
+      const LaneIndex<acc_t<T>> places = row.places + broadcast(static_cast<LaneIndexElement<acc_t<T>>>(d + b));
+      const auto value = in_register(group_value<kValues>(in + j * row.in_stride, d + b, places));
+#pragma GCC unroll 8
+      for (int t = 0; t < kTilePixels; ++t) {
+        if (Tap::uses(j, t)) sum[b][Tap::uses(j, t) ? Tap::tap(j, t) : 0] += value * gradient[t];
+      }
+    }
+  }
+}
+
+// sums [S][G][lanes] += the share of the block of rows, for the maps from in_map and k on.
+template <class T, int U, Values kValues>
+__attribute__((noinline)) void add_rows(const FilterRow<T>& row, int64_t in_map, int64_t k, acc_t<T>* sums) {
+  using Tap = Taps<kFilter, U, false, 0>;
+  constexpr int kLane = kLanes<T>;
+  for (int64_t d = 0; d < row.group; d += kBlock, sums += kBlock * kLane) {
+    Vec<acc_t<T>> sum[kBlock][kFilter];
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlock; ++b)
+#pragma GCC unroll 4
+      for (int s = 0; s < kFilter; ++s) sum[b][s] = load(sums + (s * row.group + b) * kLane);
+    for (size_t i = 0; i < row.in.size(); ++i) {
+      const T *in = row.in[i] + in_map, *dy = row.dy[i] + k;
+      for (int64_t first = 0; first < row.columns_out; first += kTilePixels) {
+        const int64_t column = Tap::first_column(first, row.pad);
+        if (column >= 0 && column + Tap::kColumns <= row.columns_in && first + kTilePixels <= row.columns_out)
+          add_tile<T, U, kValues, true>(row, in, dy, first, d, sum);
+        else
+          add_tile<T, U, kValues, false>(row, in, dy, first, d, sum);
+      }
+    }
+#pragma GCC unroll 4
+    for (int b = 0; b < kBlock; ++b)
+#pragma GCC unroll 4
+      for (int s = 0; s < kFilter; ++s) store(sums + (s * row.group + b) * kLane, sum[b][s]);
+  }
+}
+
+// sums [tap][d][lanes] of one vector, of all chunks -> dw[k][tap][d]. The last vector overlaps the one before it: its
+// first lanes are left to that.
+template <class T>
+void write_filters(const WgradSplit& split, const acc_t<T>* sums, int64_t elements, int64_t vector, int64_t maps,
+                   int64_t group, T* dw) {
+  constexpr int kLane = kLanes<T>;
+  const int64_t start = vector_start<acc_t<T>>(vector, maps);
+  for (int64_t t = 0; t < kTaps; ++t) {
+    for (int64_t d = 0; d < group; d += kLane) {
+      const int n = static_cast<int>(std::min<int64_t>(group - d, kLane));
+      Vec<acc_t<T>> block[kLane] = {};
+      for (int b = 0; b < n; ++b)
+        for (int64_t chunk = 0; chunk < split.chunks; ++chunk)
+          block[b] += load(sums + chunk * elements + (t * group + d + b) * kLane);
+      transpose<Vec<acc_t<T>>, kLane>(block);
+      for (int64_t l = vector * kLane - start; l < kLane; ++l)
+        store_n(dw + ((start + l) * kTaps + t) * group + d, block[l], n);
+    }
+  }
+}
+
+template <class T>
+void run_wgrad(const ConvProblem& problem, const Operands& operands) {
+  using A = acc_t<T>;
+  const int64_t maps = problem.k, group = problem.c_per_group(), p_count = problem.p(), q_count = problem.q();
+  const Axis rows{problem.h, p_count, problem.r, problem.stride_h, problem.pad_top, problem.dilation_h, false};
+  const auto [x, x_stride] = spread_pixels(static_cast<const T*>(operands.x), problem.n * problem.h * problem.w, maps,
+                                           problem.x_stride(), Scratch::columns);
+  const auto [dy, dy_stride] = spread_pixels(static_cast<const T*>(operands.y), problem.n * p_count * q_count, maps,
+                                             problem.y_stride(), Scratch::packed_dy);
+  const WgradSplit split(problem.n * p_count, vectors_of<T>(maps));
+  const int64_t vector_elements = kTaps * group * kLanes<T>;
+  const int64_t elements = split.vectors * vector_elements + maps;  // and dbias behind
+  A* sums = zeroed_sums<A>(split, elements);
+  const bool wide = group >= kLanes<T>;
+  const auto add = problem.stride_w == 1
+                       ? (wide ? add_rows<T, 1, Values::broadcast> : add_rows<T, 1, Values::permuted>)
+                       : (wide ? add_rows<T, 2, Values::broadcast> : add_rows<T, 2, Values::permuted>);
+  // So many rows at a time that one vector's share of them stays in L1 for all d.
+  const int64_t block_rows = std::max<int64_t>(1, kBlockBytes / ((problem.w + q_count) * kVectorBytes));
+  split.run([&, x = x, x_stride = x_stride, dy = dy, dy_stride = dy_stride](
+                int64_t chunk, int64_t row_begin, int64_t row_end, int64_t vector_begin, int64_t vector_end) {
+    A* own = sums + chunk * elements;
+    FilterRow<T> row{{}, {}, x_stride, dy_stride, problem.w, q_count, problem.pad_left, group, {}};
+    for (int l = 0; l < kLanes<T>; ++l) row.places[l] = l / group * group;
+    for (int64_t begin = row_begin; begin < row_end; begin += block_rows) {
+      const int64_t end = std::min(begin + block_rows, row_end);
+      for (int64_t f = 0; f < kFilter; ++f) {
+        row.in.clear();
+        row.dy.clear();
+        for (int64_t i = begin; i < end; ++i) {
+          const int64_t source = rows.source(i % p_count, f);
+          if (source < 0) continue;
+          row.in.push_back(x + (i / p_count * problem.h + source) * problem.w * x_stride);
+          row.dy.push_back(dy + i * q_count * dy_stride);
+        }
+        for (int64_t v = vector_begin; v < vector_end; ++v) {
+          const int64_t k = vector_start<A>(v, maps);
+          add(row, wide ? k / group * group : k, k, own + v * vector_elements + f * kFilter * group * kLanes<T>);
+        }
+      }
+      for (int64_t i = begin; operands.dbias && i < end; ++i)
+        add_bias(dy + i * q_count * dy_stride, dy_stride, q_count, own + split.vectors * vector_elements,
+                 vector_begin * kLanes<T>, std::min(vector_end * kLanes<T>, maps));
+    }
+  });
+  parallel_for(split.vectors, std::max<int64_t>(1, 32768 / vector_elements), [&](int64_t begin, int64_t end) {
+    for (int64_t v = begin; v < end; ++v)
+      write_filters(split, sums + v * vector_elements, elements, v, maps, group, static_cast<T*>(operands.w));
+  });
+  if (!operands.dbias) return;
+  for (int64_t k = 0; k < maps; ++k)
+    static_cast<A*>(operands.dbias)[k] = total(split, sums, elements, split.vectors * vector_elements + k);
+}
+
+// --- any --------------------------------------------------------------------------------------------------------------
+
+constexpr int kAnyPixels = 4;
+
+// A vector of output maps of which each lane reads `depth` input maps from a place of its own.
+struct LaneMaps {
+  int64_t out_maps, out_group, depth;  // out_group output maps read the same `depth` input maps
+  int64_t first(int64_t map) const { return map / out_group * depth; }
+};
+
+// Map d of every lane's input maps: a broadcast where all lanes share them, else lane by lane.
+template <class T>
+Vec<acc_t<T>> gather(const LaneMaps& lanes, const T* pixel, int64_t map, int n, int64_t d) {
+  if (lanes.first(map) == lanes.first(map + n - 1)) return broadcast(to_acc(pixel[lanes.first(map) + d]));
+  Vec<acc_t<T>> value{};
+  for (int l = 0; l < n; ++l) value[l] = to_acc(pixel[lanes.first(map + l) + d]);
+  return value;
+}
+
+// fprop: w[k][tap][d]. dgrad: w[k][tap][d of c] with k = first(c) + d.  -> [vector][tap][d][lanes], zeros beyond the maps
+template <class T>
+const acc_t<T>* pack_any(const T* w, const LaneMaps& lanes, int64_t taps, bool transposed) {
+  constexpr int kLane = kLanes<T>;
+  const int64_t vectors = vectors_of<T>(lanes.out_maps);
+  acc_t<T>* packed = scratch<acc_t<T>>(Scratch::packed, vectors * taps * lanes.depth * kLane);
+  parallel_for(vectors, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t v = begin; v < end; ++v) {
+      acc_t<T>* out = packed + v * taps * lanes.depth * kLane;
+      for (int64_t t = 0; t < taps; ++t) {
+        for (int64_t d = 0; d < lanes.depth; ++d) {
+          for (int64_t map = v * kLane; map < (v + 1) * kLane; ++map, ++out) {
+            if (map >= lanes.out_maps) *out = 0;
+            else if (transposed) *out = to_acc(w[((lanes.first(map) + d) * taps + t) * lanes.out_group + map % lanes.out_group]);
+            else *out = to_acc(w[(map * taps + t) * lanes.depth + d]);
+          }
+        }
+      }
+    }
+  });
+  return packed;
+}
+
+template <class T>
+void run_any(const ConvProblem& problem, const Operands& operands) {
+  constexpr int kLane = kLanes<T>;
+  Sweep<T, T> sweep = make_sweep<T, T>(problem, operands);
+  const bool transposed = sweep.rows.transposed;
+  const LaneMaps lanes = transposed ? LaneMaps{problem.c, problem.c_per_group(), problem.k_per_group()}
+                                 : LaneMaps{problem.k, problem.k_per_group(), problem.c_per_group()};
+  const int64_t taps = problem.r * problem.s, in_maps = transposed ? problem.k : problem.c;
+  sweep.w = pack_any(static_cast<const T*>(operands.w), lanes, taps, transposed);
+  const T* zeros = zero_row<T>(in_maps);  // read where a tap falls outside the image
+  for_each_row(sweep.n * sweep.rows.out, vectors_of<T>(lanes.out_maps), 1, [&](const Part& part) {
+    const int64_t image = part.row / sweep.rows.out;
+    for (int64_t column = 0; column < sweep.columns.out; column += kAnyPixels) {
+      const int count = static_cast<int>(std::min<int64_t>(sweep.columns.out - column, kAnyPixels));
+      for (int64_t v = part.block_begin; v < part.block_end; ++v) {
+        const int64_t map = v * kLane;
+        const int n = static_cast<int>(std::min<int64_t>(lanes.out_maps - map, kLane));
+        const acc_t<T>* w = sweep.w + v * taps * lanes.depth * kLane;
+        Vec<acc_t<T>> sum[kAnyPixels] = {};
+        for (int64_t t = 0; t < taps; ++t, w += lanes.depth * kLane) {
+          const int64_t i = sweep.rows.source(part.row % sweep.rows.out, t / problem.s);
+          if (i < 0) continue;
+          const T* pixels[kAnyPixels];
+          for (int p = 0; p < kAnyPixels; ++p) {
+            const int64_t j = p < count ? sweep.columns.source(column + p, t % problem.s) : -1;
+            pixels[p] =
+                j < 0 ? zeros : sweep.in + ((image * sweep.rows.in + i) * sweep.columns.in + j) * sweep.in_stride;
+          }
+          for (int64_t d = 0; d < lanes.depth; ++d) {
+            const auto weights = load(w + d * kLane);
+            for (int p = 0; p < kAnyPixels; ++p) sum[p] += gather(lanes, pixels[p], map, n, d) * weights;
+          }
+        }
+        for (int p = 0; p < count; ++p) {
+          const int64_t pixel = part.row * sweep.columns.out + column + p;
+          const auto result = affine<T>(sum[p], sweep.epilogue, map, pixel, n);
+          store_n(sweep.out + pixel * sweep.out_stride + map,
+                  activate(result, sweep.epilogue.activation, sweep.epilogue.alpha), n);
+        }
+      }
+    }
+  });
+}
+
+template <class T>
+void run_wgrad_any(const ConvProblem& problem, const Operands& operands) {
+  using A = acc_t<T>;
+  constexpr int kLane = kLanes<T>;
+  const LaneMaps lanes{problem.k, problem.k_per_group(), problem.c_per_group()};
+  const int64_t maps = problem.k, taps = problem.r * problem.s, p_count = problem.p(), q_count = problem.q();
+  const Axis rows{problem.h, p_count, problem.r, problem.stride_h, problem.pad_top, problem.dilation_h, false};
+  const Axis columns{problem.w, q_count, problem.s, problem.stride_w, problem.pad_left, problem.dilation_w, false};
+  const WgradSplit split(problem.n * p_count, vectors_of<T>(maps));
+  const int64_t vector_elements = taps * lanes.depth * kLane;
+  const int64_t elements = split.vectors * vector_elements + maps;  // and dbias behind
+  A* sums = zeroed_sums<A>(split, elements);
+  split.run([&](int64_t chunk, int64_t row_begin, int64_t row_end, int64_t vector_begin, int64_t vector_end) {
+    A* own = sums + chunk * elements;
+    for (int64_t v = vector_begin; v < vector_end; ++v) {
+      const int64_t map = v * kLane;
+      const int n = static_cast<int>(std::min<int64_t>(maps - map, kLane));
+      for (int64_t i = row_begin; i < row_end; ++i) {
+        const T* dy = static_cast<const T*>(operands.y) + i * q_count * problem.y_stride();
+        for (int64_t t = 0; t < taps; ++t) {
+          const int64_t h = rows.source(i % p_count, t / problem.s);
+          if (h < 0) continue;
+          const T* line =
+              static_cast<const T*>(operands.x) + (i / p_count * problem.h + h) * problem.w * problem.x_stride();
+          for (int64_t d = 0; d < lanes.depth; ++d) {
+            A* at = own + v * vector_elements + (t * lanes.depth + d) * kLane;
+            Vec<A> sum = load(at);
+            for (int64_t q = 0; q < q_count; ++q) {
+              const int64_t w = columns.source(q, t % problem.s);
+              if (w < 0) continue;
+              sum += gather(lanes, line + w * problem.x_stride(), map, n, d) * load_n(dy + q * problem.y_stride() + map, n);
+            }
+            store(at, sum);
+          }
+        }
+        if (operands.dbias)
+          add_bias(dy, problem.y_stride(), q_count, own + split.vectors * vector_elements, map, map + n);
+      }
+    }
+  });
+  T* dw = static_cast<T*>(operands.w);
+  for (int64_t k = 0; k < maps; ++k) {
+    for (int64_t i = 0; i < taps * lanes.depth; ++i)
+      dw[k * taps * lanes.depth + i] =
+          from_acc<T>(total(split, sums, elements, k / kLane * vector_elements + i * kLane + k % kLane));
+    if (operands.dbias)
+      static_cast<A*>(operands.dbias)[k] = total(split, sums, elements, split.vectors * vector_elements + k);
+  }
+}
+
+// --- the list -----------------------------------------------------------------------------------------------------------
+
+std::string why_not_any(const ConvProblem& problem) { return problem.groups > 1 ? "" : "needs more than one group"; }
+
+template <class T> std::string rather_not_any(const ConvProblem& problem) {
+  if (problem.depthwise() || std::min(problem.c_per_group(), problem.k_per_group()) < kLanes<T>) return "";
+  return "groups of a vector of maps or more fill the GEMM kernels, which read weights once for several pixels";
+}
+
+std::string rather_not_square(const ConvProblem& problem) {
+  return problem.c_per_group() < 64 ? "" : "groups of 64 maps or more fill the GEMM kernels";
+}
+
+template <class T> std::string why_not_square(const ConvProblem& problem) {
+  const int64_t group = problem.c_per_group();
+  if (problem.groups < 2) return "needs more than one group";
+  if (problem.k_per_group() != group) return "needs groups of as many output as input maps";
+  if (group % 4 || (group % kLanes<T> && kLanes<T> % group))
+    return "needs 4, 8, 16 or a multiple of " + std::to_string(kLanes<T>) + " maps a group";
+  return why_not_swept(problem, kFilter, kLanes<T>);
+}
+
+template <class T>
+void append_dtype(KernelList& list) {
+  const auto append = [&](Direction direction, const char* tile, auto why_not, auto rather_not, auto run) {
+    list.push_back({kernel_name("grouped", direction, kDTypeOf<T>, tile), why_not, rather_not, run});
+  };
+  append(Direction::fprop, "7x3x3", why_not_square<T>, rather_not_square, run_square<T, false>);
+  append(Direction::dgrad, "7x3x3", why_not_square<T>, rather_not_square, run_square<T, true>);
+  append(Direction::wgrad, "7x3x3", why_not_square<T>, rather_not_square, run_wgrad<T>);
+  append(Direction::fprop, "any", why_not_any, rather_not_any<T>, run_any<T>);
+  append(Direction::dgrad, "any", why_not_any, rather_not_any<T>, run_any<T>);
+  append(Direction::wgrad, "any", why_not_any, rather_not_any<T>, run_wgrad_any<T>);
+}
+
+}  // namespace
+
+void append_grouped(KernelList& list) {
+  append_dtype<float>(list);
+  append_dtype<double>(list);
+  append_dtype<bf16>(list);
+  append_dtype<f16>(list);
+}
+
+}  // namespace cnnkern::cpu::CNNKERN_ISA

@@ -1,0 +1,280 @@
+"""The functions give what torch's give, and refuse what torch's refuse in torch's words."""
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import cnnkern
+from cnnkern import dispatch, testing
+from cnnkern import functional as CF
+from cnnkern.problem import ACTIVATIONS
+
+LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+
+
+def call(function, arguments):
+    """What a call gives, or the class and the beginning of what it raises."""
+    try:
+        y = function(*arguments)
+    except Exception as error:  # noqa: BLE001
+        return type(error), str(error).splitlines()[0].split(" - got")[0]
+    return y
+
+
+x, w, b = torch.randn(2, 4, 8, 8), torch.randn(6, 4, 3, 3), torch.randn(6)
+REFUSED = {
+    "stride 0": (x, w, b, 0),
+    "stride below 0": (x, w, b, (1, -1)),
+    "dilation 0": (x, w, b, 1, 0, 0),
+    "dilation below 0": (x, w, b, 1, 0, (-1, 1)),
+    "groups 0": (x, w, b, 1, 0, 1, 0),
+    "groups below 0": (x, w, b, 1, 0, 1, -1),
+    "groups that do not divide C": (x, w, b, 1, 0, 1, 3),
+    "groups that do not divide K": (x, w[:, :1], b, 1, 0, 1, 4),
+    "padding below 0": (x, w, b, 1, -1),
+    "a filter larger than the input": (x, torch.randn(6, 4, 9, 3), b),
+    "a dilated filter larger than the input": (x, w, b, 1, 0, 4),
+    "other maps in the filter": (x, w[:, :3], b),
+    "other maps in an unbatched input": (x[0, :3], w, b),
+    "5 dimensions": (x[None], w, b),
+    "2 dimensions": (x[0, 0], w, b),
+    "a filter of 3 dimensions": (x, w[0], b),
+    "a filter of 5 dimensions": (x, w[None], b),
+    "a bias of another length": (x, w, b[:3]),
+    "a bias of 2 dimensions": (x, w, b[None]),
+    "a filter of another dtype": (x, w.double(), b),
+    "a bias of another dtype": (x, w, b.double()),
+    "a wide bias": (x.bfloat16(), w.bfloat16(), b),
+    "an integer input": (x.int(), w, b),
+    "a boolean input": (x > 0, w > 0),
+    "a filter on meta": (x, w.to("meta"), b),
+    "a bias on meta": (x, w, b.to("meta")),
+    "an input on meta": (x.to("meta"), w, b),
+    "a float stride": (x, w, b, 1.0),
+    "a stride of floats": (x, w, b, (1.0, 1.0)),
+    "a boolean stride": (x, w, b, True),
+    "a stride of 3": (x, w, b, (1, 1, 1)),
+    "a stride of none": (x, w, b, ()),
+    "no stride": (x, w, b, None),
+    "padding of 4": (x, w, b, 1, (1, 1, 1, 1)),
+    "unknown padding": (x, w, b, 1, "full"),
+    "padding same with a stride": (x, w, b, 2, "same"),
+    "float groups": (x, w, b, 1, 0, 1, 1.0),
+    "no filter": (x, None, b),
+    "no input": (None, w, b),
+    "an array": (x.numpy(), w, b),
+    "sparse input": (x.to_sparse(), w, b),
+    "a sparse filter": (x, w.to_sparse(), b),
+    "an empty filter": (x, torch.randn(6, 4, 0, 3), b),
+    "an empty axis": (torch.randn(2, 4, 0, 8), w, b),
+    "an uninitialized filter": (x, torch.nn.UninitializedParameter(), b),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_conv2d_refuses_what_torch_refuses_in_its_words(case):
+    raised = call(F.conv2d, REFUSED[case])
+    assert isinstance(raised, tuple), "torch accepts this"
+    assert call(CF.conv2d, REFUSED[case]) == raised
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_conv2d_refuses_quantised_input_as_torch():
+    arguments = (torch.quantize_per_tensor(x, 0.1, 0, torch.quint8), w, b)
+    assert call(CF.conv2d, arguments) == call(F.conv2d, arguments)
+    assert call(CF.conv2d, arguments)[0] is NotImplementedError
+
+
+class Subclass(torch.Tensor):
+    """A tensor that does nothing of its own."""
+
+
+ACCEPTED = {
+    "integers": (x.int(), w.int(), b.int()),
+    "complex": (x.cfloat(), w.cfloat(), b.cfloat()),
+    "unbatched": (x[0], w, b),
+    "no images": (x[:0], w, b),
+    "no maps": (x[:, :0], w[:, :0], b),
+    "no filters": (x, w[:0]),
+    "lists": (x, w, b, [2, 1], [1], (2,)),
+    "a numpy stride": (x, w, b, np.int64(2)),
+    "torch.Size": (x, w, b, torch.Size([2, 2])),
+    "same, even filter": (x, torch.randn(6, 4, 2, 4), b, 1, "same", (1, 2)),
+    "valid": (x, w, b, 2, "valid"),
+    "a subclass": (x.as_subclass(Subclass), w, b),
+    "mkldnn": (x.to_mkldnn(), w, b),
+    "a negated view": (torch._neg_view(x), w, b),
+    "zeros without memory": (torch._efficientzerotensor(x.shape), w, b),
+    "expanded": (x[:1].expand(2, -1, -1, -1), w, b[:1].expand(6)),
+    "transposed": (x.transpose(2, 3), w.transpose(2, 3), b),
+    "meta": (x.to("meta"), w.to("meta"), b.to("meta")),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+@pytest.mark.parametrize("case", ACCEPTED)
+def test_conv2d_accepts_what_torch_accepts(case):
+    theirs, ours = F.conv2d(*ACCEPTED[case]), CF.conv2d(*ACCEPTED[case])
+    assert type(ours) is type(theirs)
+    assert (ours.shape, ours.dtype, ours.layout, ours.device) == (
+        theirs.shape, theirs.dtype, theirs.layout, theirs.device
+    )  # fmt: skip
+    if theirs.layout is torch.strided:
+        assert ours.stride() == theirs.stride()
+    if theirs.device.type != "meta":
+        torch.testing.assert_close(ours.to_dense(), theirs.to_dense(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("x_layout", LAYOUTS)
+@pytest.mark.parametrize("w_layout", LAYOUTS)
+@pytest.mark.parametrize("maps", [1, 3, 8])
+@pytest.mark.parametrize("size", [1, 5])
+def test_strides_are_torchs(x_layout, w_layout, maps, size):
+    x = torch.randn(2, maps, size, size).to(memory_format=LAYOUTS[x_layout])
+    w = torch.randn(4, maps, 1, 1).to(memory_format=LAYOUTS[w_layout])
+    assert CF.conv2d(x, w).stride() == F.conv2d(x, w).stride()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_conv2d_is_as_close_to_the_truth_as_rounding_allows(dtype):
+    name = next(key for key, value in testing.DTYPES.items() if value is dtype)
+    for problem in testing.grid(("fprop",), (name,)):
+        if problem.padding[:2] != problem.padding[2:] or problem.x_pixel_stride:
+            continue  # not to be said in F.conv2d's arguments
+        given = testing.operands(problem)
+        rest = (problem.stride, problem.padding[:2], problem.dilation, problem.groups)
+        y = CF.conv2d(given.x, given.w, given.dy[0, :, 0, 0], *rest)
+        truth = F.conv2d(given.x.double(), given.w.double(), given.dy[0, :, 0, 0].double(), *rest)
+        assert testing.error(y, truth) <= testing.tolerance(problem), problem
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", ["float32", "mixed", "float64", "unbatched"])
+def test_autocasting_is_torchs(dtype, case):
+    images, filters, bias = {
+        "float32": (x, w, b),
+        "mixed": (x.bfloat16(), w, b),
+        "float64": (x.double(), w.double(), b.double()),
+        "unbatched": (x[0], w, b),
+    }[case]
+    filters = filters.clone().requires_grad_()
+    gradients = []
+    with torch.autocast("cpu", dtype=dtype):
+        results = [function(images, filters, bias) for function in (CF.conv2d, F.conv2d)]
+    for y in results:
+        gradients.append(torch.autograd.grad(y.sum(), filters)[0])
+    assert results[0].dtype == results[1].dtype == (torch.float64 if case == "float64" else dtype)
+    torch.testing.assert_close(*results, rtol=2e-2, atol=2e-2)
+    assert gradients[0].dtype == filters.dtype
+    torch.testing.assert_close(*gradients, rtol=2e-2, atol=0.5)
+
+
+def composed(x, w, b, scale, shift, residual, activation, alpha):
+    z = F.conv2d(x, w, b, padding=1)
+    z = z if scale is None else z * scale[:, None, None]
+    z = z if shift is None else z + shift[:, None, None]
+    z = z if residual is None else z + residual
+    return CF.activate(z, activation, alpha)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("present", ["none", "shift", "bias", "scale and bias", "all"])
+def test_fused_conv2d_is_its_composition(activation, present):
+    scale, shift, residual = torch.rand(6) + 0.5, torch.randn(6), torch.randn(2, 6, 8, 8)
+    bias, scale, shift, residual = {
+        "none": (None, None, None, None),
+        "shift": (None, None, shift, None),
+        "bias": (b, None, None, None),
+        "scale and bias": (b, scale, None, None),
+        "all": (b, scale, shift, residual),
+    }[present]
+    alpha = 0.3 if activation in ("leaky_relu", "elu") else None
+    ours = CF.fused_conv2d(
+        x, w, bias, padding=1, scale=scale, shift=shift, residual=residual, activation=activation, alpha=alpha
+    )
+    torch.testing.assert_close(
+        ours, composed(x, w, bias, scale, shift, residual, activation, alpha), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_fused_conv2d_outside_of_the_kernels():
+    scale, images = torch.rand(6), {"unbatched": x[0], "subclass": x.as_subclass(Subclass), "vendor": x}
+    for case, image in images.items():
+        with cnnkern.use(backend="vendor" if case == "vendor" else None):
+            y = CF.fused_conv2d(image, w, b, padding=1, scale=scale, activation="relu")
+        assert type(y) is type(image)
+        expected = composed(image, w, b, scale, None, None, "relu", None)
+        torch.testing.assert_close(y.as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor), rtol=1e-4, atol=1e-4)
+
+
+def test_fused_conv2d_errors():
+    with pytest.raises(ValueError, match="softplus"):
+        CF.fused_conv2d(x, w, activation="softplus")
+    with pytest.raises(ValueError, match="alpha=-1"):
+        CF.fused_conv2d(x, w, activation="elu", alpha=-1.0)
+    with pytest.raises(ValueError, match="only leaky_relu and elu"):
+        CF.fused_conv2d(x, w, activation="relu", alpha=0.1)
+    assert call(CF.fused_conv2d, (x, w[:, :3])) == call(F.conv2d, (x, w[:, :3]))
+    with pytest.raises(RuntimeError, match="residual has sizes"):
+        CF.fused_conv2d(x, w, residual=torch.zeros(2, 6, 8, 8))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_depthwise_separable_conv2d_is_its_composition(layout):
+    image = x.to(memory_format=layout)
+    dw, pw, dw_bias, pw_bias = torch.randn(4, 1, 3, 3), torch.randn(6, 4, 1, 1), torch.randn(4), torch.randn(6)
+    for rest in ((1, 1), (2, 0), (1, "same", 2), ((2, 1), (0, 1), (1, 2))):
+        ours = CF.depthwise_separable_conv2d(image, dw, pw, dw_bias, pw_bias, *rest)
+        expected = F.conv2d(F.conv2d(image, dw, dw_bias, *rest, groups=4), pw, pw_bias)
+        assert ours.stride() == expected.stride()
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
+    assert CF.depthwise_separable_conv2d(image[0], dw, pw).shape == (6, 6, 6)
+    with pytest.raises(RuntimeError, match="Given groups=4"):
+        CF.depthwise_separable_conv2d(image[:, :3], dw, pw)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_functions_around_convolution_are_torchs(layout):
+    image = x.to(memory_format=layout)
+    pairs = [
+        (CF.channel_shuffle(image, 2), F.channel_shuffle(image, 2)),
+        (CF.max_pool2d(image, 3, 2, 1, ceil_mode=True), F.max_pool2d(image, 3, 2, 1, ceil_mode=True)),
+        (CF.max_pool2d(image, (2, 3), padding=(1, 0)), F.max_pool2d(image, (2, 3), padding=(1, 0))),
+        (CF.avg_pool2d(image, 3, 2, 1, True, False), F.avg_pool2d(image, 3, 2, 1, True, False)),
+        (CF.avg_pool2d(image, 2, divisor_override=3), F.avg_pool2d(image, 2, divisor_override=3)),
+        (CF.global_avg_pool2d(image), F.adaptive_avg_pool2d(image, 1)),
+        (CF.global_avg_pool2d(image[0]), F.adaptive_avg_pool2d(image[0], 1)),
+        *zip(
+            CF.max_pool2d(image, 3, return_indices=True), F.max_pool2d(image, 3, return_indices=True), strict=True
+        ),
+    ]
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("max_pool2d", (x, 3, 0)),
+        ("max_pool2d", (x, 2, 2, 2)),
+        ("max_pool2d", (x[0, 0], 2)),
+        ("max_pool2d", (x, 9)),
+        ("avg_pool2d", (x, 0)),
+        ("avg_pool2d", (x, 2, 2, -1)),
+        ("channel_shuffle", (x, 3)),
+        ("channel_shuffle", (x, 0)),
+        ("channel_shuffle", (x[0, 0], 2)),
+    ],
+)
+def test_the_functions_around_convolution_refuse_what_torchs_refuse(name, arguments):
+    raised = call(getattr(F, name), arguments)
+    assert isinstance(raised, tuple), "torch accepts this"
+    assert call(getattr(CF, name), arguments) == raised
+
+
+def test_a_wrong_call_is_not_counted_as_a_fallback():
+    dispatch.clear_fallback_counts()
+    for arguments in REFUSED.values():
+        call(CF.conv2d, arguments)
+    assert dispatch.fallback_counts() == {}
