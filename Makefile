@@ -13,7 +13,9 @@ PYTEST := $(PYTHON) -m pytest
 CNNKERN := $(dir $(PYTHON))cnnkern
 RESULTS := bench/results/cpu-2-threads
 
-.PHONY: bench results bench-kernels test test-full build lint check-spills clean
+SANITIZED := build/sanitize/package
+
+.PHONY: bench results bench-kernels test test-full test-sanitize build lint check-spills clean
 
 bench: $(BUILT)
 	$(CNNKERN) bench
@@ -33,6 +35,18 @@ test: $(BUILT)
 
 test-full: $(BUILT)
 	$(PYTEST)
+
+# The tests that reach most of the compiled code, on a build of it with address and undefined-behaviour sanitizers.
+test-sanitize: export PATH := $(abspath $(dir $(PYTHON))):$(PATH)
+test-sanitize: $(READY)
+	cmake -S . -B build/sanitize -G Ninja -DPython_EXECUTABLE=$(abspath $(PYTHON)) -DCNNKERN_SANITIZE=address,undefined
+	cmake --build build/sanitize
+	$(PYTHON) setup.py --quiet build_py --build-lib $(SANITIZED)
+	cmake --install build/sanitize --prefix $(SANITIZED)
+	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$(foreach library,asan ubsan stdc++,$(shell g++ -print-file-name=lib$(library).so))" \
+	$(abspath $(PYTHON)) -m pytest -c $(CURDIR)/pyproject.toml --rootdir $(CURDIR) \
+	  $(addprefix $(CURDIR)/,$(wildcard tests/test_ops_cpu.py tests/test_kernels*.py)) -m "not full"
 
 build: $(READY)
 	$(PYTHON) setup.py build_ext --inplace

@@ -26,6 +26,7 @@ from cnnkern.problem import DIRECTIONS, DTYPES, ConvProblem
 
 STYLES = {"faster": "green", "slower": "red", "same": "", "undecided": "dim"}
 OUT = Path("cnnkern-bench")
+BUSY = 0.5  # the load average of a machine that does little else is below this
 REPLACES = "In place of the suite's own; may be repeated."
 
 out_option = click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Directory of the report.")
@@ -181,7 +182,10 @@ def new_record(threads: int | None) -> Record:
     """An empty record, after the number of threads is set."""
     if threads:
         torch.set_num_threads(threads)
-    return Record(command=shlex.join(["cnnkern", *sys.argv[1:]]))
+    record = Record(command=shlex.join(["cnnkern", *sys.argv[1:]]))
+    if record.machine["load"] > BUSY:
+        click.secho(f"The machine is busy (load {record.machine['load']:.1f}): expect wide intervals.", fg="yellow")
+    return record
 
 
 @contextmanager
@@ -204,7 +208,7 @@ def describe(row: Row | WholeRow) -> str:
     if row.fault:
         return f"{name} WRONG: {row.fault}"
     warm = row.warm
-    times = f"{report.microseconds(warm.own.median):>8} against {report.microseconds(warm.peer.median):>8}"
+    times = f"{report.duration(warm.own.median):>8} against {report.duration(warm.peer.median):>8}"
     return f"{name:<104} {times}  {warm.ratio.value:5.2f}  {warm.ratio.verdict}"
 
 

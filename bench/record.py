@@ -153,6 +153,7 @@ def describe_machine() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         "isas": _C.isas(),
         "torch_isa": torch.backends.cpu.get_cpu_capability(),
+        "load": os.getloadavg()[0],
         "system": f"{platform.system()} {platform.release()}",
     }
 

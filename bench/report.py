@@ -19,6 +19,8 @@ from cnnkern.bench.record import Record, Row
 KINDS = ("layers", "models", "overhead")
 BEGIN, END = "<!-- measured results: begin -->", "<!-- measured results: end -->"
 
+UNITS = (("us", 1e-6), ("ms", 1e-3), ("s", 1.0))
+
 COLUMNS = {
     "problem": lambda row: row.problem,
     "used by": lambda row: " ".join(f"{use.network}:{use.layer}x{use.times}" for use in row.uses),
@@ -66,9 +68,11 @@ def load(path: Path) -> Record:
     return merge(found)
 
 
-def microseconds(seconds: float) -> str:
-    """Three digits and a unit."""
-    return f"{seconds * 1e6:.3g} us" if seconds < 1e-3 else f"{seconds * 1e3:.3g} ms"
+def duration(seconds: float) -> str:
+    """About three digits and a unit."""
+    unit, scale = next(((unit, scale) for unit, scale in UNITS if seconds < 1000 * scale), UNITS[-1])
+    value = seconds / scale
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f} {unit}"
 
 
 def where_used(row: Row) -> str:
@@ -85,7 +89,7 @@ def render(template: str, record: Record) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(time=microseconds, where_used=where_used)
+    environment.filters.update(time=duration, where_used=where_used)
     parts = {part: [row for row in record.right if summary.Part.of(row) == part] for part in parts_of(record)}
     return environment.get_template(template).render(
         record=record,

@@ -31,13 +31,14 @@ def alpha_of(activation: str, alpha: float | None) -> float:
 def why_not_own(input: Tensor, *others: Tensor | None) -> str:
     """Empty, or why a call on these tensors is torch's to answer. It is asked in each call, so it asks little.
 
-    Sizes and dtypes that do not fit together are left to the operator.
+    Sizes and dtypes that do not fit together are left to the operator. Raises RuntimeError for operands on several
+    devices, as torch does (and for the meta device does not: it reads memory that is not there).
     """
     if type(input) not in _PLAIN:
         return f"input is a {type(input).__name__}"
-    device = input.device
-    if device.type != "cpu" and device.type != "meta":
-        return f"there is no kernel for device type {device.type}"
+    on_cpu = input.is_cpu
+    if not on_cpu and not input.is_meta:
+        return f"there is no kernel for device type {input.device.type}"
     if input.dtype not in DTYPE_NAMES:
         return f"there is no kernel for {input.dtype}"
     if input.layout is not torch.strided:
@@ -47,8 +48,11 @@ def why_not_own(input: Tensor, *others: Tensor | None) -> str:
             continue
         if type(other) not in _PLAIN:
             return f"an operand is a {type(other).__name__}"
-        if other.device != device:
-            return f"the operands are on {device} and {other.device}"
+        if other.is_cpu is not on_cpu:
+            raise RuntimeError(
+                "Expected all tensors to be on the same device, but found at least two devices, "
+                f"{input.device} and {other.device}!"
+            )
     return ""
 
 
@@ -102,7 +106,7 @@ def emits_aten() -> bool:
     """
     if torch.compiler.is_compiling():
         return torch.compiler.is_exporting() or in_transform()
-    return torch.jit.is_tracing()
+    return torch._C._is_tracing()
 
 
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:

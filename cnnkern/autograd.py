@@ -20,6 +20,9 @@ from cnnkern.ops import Geometry, below_autograd
 
 _aten = torch.ops.aten
 
+# What OpOverload.__call__ calls, without a Python frame around it.
+_FPROP, _DGRAD, _WGRAD = ops.FPROP._op, ops.DGRAD._op, ops.WGRAD._op
+
 # dz from dy and y = act(z); FROM_INPUT has the activations that need z itself.
 FROM_OUTPUT: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "none": lambda dy, y, alpha: dy,
@@ -41,26 +44,36 @@ def needs_graph(*args: Any) -> bool:
     """Whether a result of these arguments must be differentiable, in reverse or in forward mode."""
     if torch.compiler.is_compiling():
         return torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-    return forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
+    return in_forward_mode() or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may carry tangents."""
+    return forward_ad._current_level >= 0
 
 
 def differentiable(rule: Any) -> Callable[..., Any]:
-    """Makes a function of a rule, with its derivatives.
+    """Makes a function of a rule, with its derivatives, for eager mode.
 
     The rule states ``run(*args)``, ``save(ctx, args, output)`` (which returns the tensors that the derivatives need),
     ``backward(ctx, *dy)`` and ``jvp(ctx, *tangents)``; an undefined gradient or tangent comes as None. Transforms of
     torch.func need torch's second form of Function (a setup_context), which costs more in each call than the first.
     """
+    run, save = rule.run, rule.save
 
     def setup_context(ctx: Any, args: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)
-        saved = rule.save(ctx, args, output)
+        saved = save(ctx, args, output)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
     def forward(ctx: Any, *args: Any) -> Any:
-        output = rule.run(*args)
-        setup_context(ctx, args, output)
+        output = run(*args)
+        ctx.set_materialize_grads(False)
+        saved = save(ctx, args, output)
+        ctx.save_for_backward(*saved)
+        if forward_ad._current_level >= 0:
+            ctx.save_for_forward(*saved)
         return output
 
     derivatives = {"backward": staticmethod(rule.backward), "jvp": staticmethod(rule.jvp)}
@@ -69,7 +82,7 @@ def differentiable(rule: Any) -> Callable[..., Any]:
         rule.__name__,
         (Function,),
         {
-            "forward": staticmethod(rule.run),
+            "forward": staticmethod(run),
             "setup_context": staticmethod(setup_context),
             "generate_vmap_rule": True,
             **derivatives,
@@ -77,13 +90,11 @@ def differentiable(rule: Any) -> Callable[..., Any]:
     )
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
-            return rule.run(*args)  # register_autograd knows the operator's derivative
         if in_transform():
             return transformed.apply(*args)
-        if needs_graph(*args):
+        if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return eager.apply(*args)
-        return rule.run(*args)
+        return run(*args)
 
     call.__doc__ = rule.__doc__
     return call
@@ -114,60 +125,56 @@ class _Fprop:
         x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, g: Geometry,
         activation: str, alpha: float,
     ) -> Tensor:  # fmt: skip
-        return below_autograd(
-            ops.FPROP, x, w, scale, shift, residual, g.stride, g.padding, g.dilation, g.groups, activation, alpha,
-            g.flags, g.fprop_kernel,
-        )  # fmt: skip
+        stride, padding, dilation, groups, flags, kernel, _, _ = g
+        with below_autograd():
+            return _FPROP(
+                x, w, scale, shift, residual, stride, padding, dilation, groups, activation, alpha, flags, kernel
+            )
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, scale, shift, residual, ctx.geometry, ctx.activation, ctx.alpha = args
-        ctx.x_size, ctx.w_size, ctx.y_size = x.shape, w.shape, y.shape
-        ctx.x_channels_last, ctx.w_channels_last = not y.is_contiguous(), _filter_layout(w)
-        ctx.shift_dtype = None if shift is None else shift.dtype
-        if ctx.activation in FROM_INPUT:
+        x, w, scale, shift, residual, _, activation, _ = args
+        # One attribute: each costs a hundred nanoseconds.
+        ctx.rest = args[5:], x.shape, not y.is_contiguous(), w.shape, _filter_layout(w), y.shape
+        if activation in FROM_INPUT:
             return x, w, scale, shift, residual, None
-        if in_transform() or forward_ad._current_level >= 0:
-            return x, w, scale, None, None, y
-        needs_x, needs_w, needs_scale = ctx.needs_input_grad[:3]
-        return (
-            x if needs_w or needs_scale else None,
-            w if needs_x or needs_scale else None,
-            scale,
-            None,
-            None,
-            None if ctx.activation == "none" else y,
-        )
+        if activation == "none":
+            y = None
+        if in_transform() or in_forward_mode():
+            return x, w, scale, shift, None, y
+        needs_x, needs_w, needs_scale, *_ = ctx.needs_input_grad
+        return x if needs_w or needs_scale else None, w if needs_x or needs_scale else None, scale, shift, None, y
 
     @staticmethod
     def through_activation(ctx: Any, t: Tensor, saved: tuple[Any, ...]) -> Tensor:
         """act'(z) * t, which takes dy to dz and, being diagonal, z's tangent to y's."""
-        if ctx.activation in FROM_OUTPUT:
-            return FROM_OUTPUT[ctx.activation](t, saved[-1], ctx.alpha)
-        z = fprop(*saved[:-1], ctx.geometry, "none", 0.0)
-        return FROM_INPUT[ctx.activation](t, z)
+        geometry, activation, alpha = ctx.rest[0]
+        if activation in FROM_OUTPUT:
+            return FROM_OUTPUT[activation](t, saved[-1], alpha)
+        z = fprop(*saved[:-1], geometry, "none", 0.0)
+        return FROM_INPUT[activation](t, z)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None) -> tuple[Tensor | None, ...]:
         if dy is None:
             return (None,) * 8
-        saved, g = ctx.saved_tensors, ctx.geometry
-        x, w, scale = saved[:3]
-        needs_x, needs_w, needs_scale, needs_shift, needs_residual = ctx.needs_input_grad[:5]
+        saved = x, w, scale, shift, *_ = ctx.saved_tensors
+        needs_x, needs_w, needs_scale, needs_shift, needs_residual, *_ = ctx.needs_input_grad
+        (geometry, *_), x_size, x_channels_last, w_size, w_channels_last, _ = ctx.rest
         dz = _Fprop.through_activation(ctx, dy, saved)
         dx = dw = dscale = dshift = None
         if needs_x:
-            dx = dgrad(dz, _times_scale(w, scale), ctx.x_size, ctx.x_channels_last, g)
+            dx = dgrad(dz, _times_scale(w, scale), x_size, x_channels_last, geometry)
         if needs_w or needs_scale:
             if needs_shift and not in_transform() and not needs_graph(dz, x):
-                dw, dshift = _Wgrad.run_with_bias(dz, x, ctx.w_size, ctx.w_channels_last, g)
+                dw, dshift = _Wgrad.run_with_bias(dz, x, w_size, w_channels_last, geometry)
             else:
-                dw = wgrad(dz, x, ctx.w_size, ctx.w_channels_last, g)
+                dw = wgrad(dz, x, w_size, w_channels_last, geometry)
             if needs_scale:  # without conv(x, w) itself: the sum of dz * conv(x, w) over a map is that of dw * w
                 dscale = (dw * w).sum((1, 2, 3)).to(scale.dtype)
             dw = _times_scale(dw, scale)
         if needs_shift:
-            dshift = (dz.sum((0, 2, 3)) if dshift is None else dshift).to(ctx.shift_dtype)
+            dshift = (dz.sum((0, 2, 3)) if dshift is None else dshift).to(shift.dtype)
         return dx, dw if needs_w else None, dscale, dshift, dz if needs_residual else None, None, None, None
 
     @staticmethod
@@ -175,21 +182,23 @@ class _Fprop:
         ctx: Any, x_t: Tensor | None, w_t: Tensor | None, scale_t: Tensor | None, shift_t: Tensor | None,
         residual_t: Tensor | None, *_: None,
     ) -> Tensor:  # fmt: skip
-        saved = ctx.saved_tensors
-        x, w, scale = saved[:3]
+        saved = x, w, scale, *_ = ctx.saved_tensors
+        geometry = ctx.rest[0][0]
 
         def conv(x: Tensor | None, w: Tensor | None, scale: Tensor | None) -> Tensor | None:
             if x is None or w is None:
                 return None
-            return fprop(x, _times_scale(w, scale), None, None, None, ctx.geometry, "none", 0.0)
+            return fprop(x, _times_scale(w, scale), None, None, None, geometry, "none", 0.0)
 
         z_t = _sum(
             conv(x_t, w, scale),
             conv(x, w_t, scale),
             None if scale_t is None else conv(x, w, scale_t),
-            None if shift_t is None else shift_t[:, None, None].expand(ctx.y_size),
             residual_t,
+            None if shift_t is None else shift_t[:, None, None],
         )
+        if z_t.dim() == 3:  # of shift alone
+            z_t = z_t.expand(ctx.rest[-1])
         return _Fprop.through_activation(ctx, z_t, saved)
 
 
@@ -198,9 +207,9 @@ class _Dgrad:
 
     @staticmethod
     def run(dy: Tensor, w: Tensor, x_size: Sequence[int], channels_last: bool, g: Geometry) -> Tensor:
-        return below_autograd(
-            ops.DGRAD, dy, w, x_size, g.stride, g.padding, g.dilation, g.groups, channels_last, g.flags, g.dgrad_kernel
-        )
+        stride, padding, dilation, groups, flags, _, kernel, _ = g
+        with below_autograd():
+            return _DGRAD(dy, w, x_size, stride, padding, dilation, groups, channels_last, flags, kernel)
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], dx: Tensor) -> tuple[Tensor, ...]:
@@ -246,10 +255,9 @@ class _Wgrad:
     def call(
         dy: Tensor, x: Tensor, w_size: Sequence[int], bias: bool, channels_last: bool, g: Geometry
     ) -> tuple[Tensor, Tensor]:
-        return below_autograd(
-            ops.WGRAD, dy, x, w_size, g.stride, g.padding, g.dilation, g.groups, bias, channels_last, g.flags,
-            g.wgrad_kernel,
-        )  # fmt: skip
+        stride, padding, dilation, groups, flags, _, _, kernel = g
+        with below_autograd():
+            return _WGRAD(dy, x, w_size, stride, padding, dilation, groups, bias, channels_last, flags, kernel)
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], dw: Tensor) -> tuple[Tensor, ...]:
@@ -277,9 +285,54 @@ class _Wgrad:
         )
 
 
+def registered_fprop(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, g: Geometry,
+    activation: str, alpha: float,
+) -> Tensor:  # fmt: skip
+    """The operator called as it is, for graphs: register_autograd below knows its derivative."""
+    return ops.FPROP(x, w, scale, shift, residual, *g[:4], activation, alpha, g.flags, g.fprop_kernel)
+
+
 fprop = differentiable(_Fprop)
 dgrad = differentiable(_Dgrad)
 wgrad = differentiable(_Wgrad)
+
+
+class _Conv2d(Function):
+    """conv(x, w) + bias in a training step: _Fprop without what the step does not use, which halves its overhead."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
+        y = _Fprop.run(x, w, None, bias, None, g, "none", 0.0)
+        needs_x, needs_w, _, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
+        ctx.rest = g, x.shape, not y.is_contiguous(), w.shape, _filter_layout(w)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, w = ctx.saved_tensors
+        g, x_size, x_channels_last, w_size, w_channels_last = ctx.rest
+        needs_x, needs_w, needs_bias, _ = ctx.needs_input_grad
+        dx = dw = db = None
+        if needs_x:
+            dx = dgrad(dy, w, x_size, x_channels_last, g)
+        if needs_w and needs_bias and not torch.is_grad_enabled() and not in_forward_mode():
+            dw, db = _Wgrad.run_with_bias(dy, x, w_size, w_channels_last, g)
+        elif needs_w:
+            dw = wgrad(dy, x, w_size, w_channels_last, g)
+        if needs_bias and db is None:
+            db = dy.sum((0, 2, 3))
+        return dx, dw, db, None
+
+
+def conv2d(x: Tensor, w: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
+    """conv(x, w) + bias, differentiable in every way that :func:`fprop` is."""
+    if in_transform() or in_forward_mode():
+        return fprop(x, w, None, bias, None, g, "none", 0.0)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(x, w, bias):
+        return _Conv2d.apply(x, w, bias, g)
+    return _Fprop.run(x, w, None, bias, None, g, "none", 0.0)
 
 
 def _fprop_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -19,7 +19,8 @@ class _ChannelShuffle:
 
     @staticmethod
     def run(x: Tensor, groups: int) -> Tensor:
-        return below_autograd(ops.CHANNEL_SHUFFLE, x, groups)
+        with below_autograd():
+            return ops.CHANNEL_SHUFFLE(x, groups)
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> tuple[Tensor, ...]:
@@ -40,7 +41,8 @@ class _MaxPool:
 
     @staticmethod
     def run(x: Tensor, *window: Any) -> tuple[Tensor, Tensor]:
-        return below_autograd(ops.MAX_POOL, x, *window)
+        with below_autograd():
+            return ops.MAX_POOL(x, *window)
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -64,7 +66,8 @@ class _MaxPoolBackward:
 
     @staticmethod
     def run(dy: Tensor, indices: Tensor, x_size: Sequence[int], channels_last: bool) -> Tensor:
-        return below_autograd(ops.MAX_POOL_BACKWARD, dy, indices, x_size, channels_last)
+        with below_autograd():
+            return ops.MAX_POOL_BACKWARD(dy, indices, x_size, channels_last)
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], dx: Tensor) -> tuple[Tensor, ...]:
@@ -90,7 +93,8 @@ class _AvgPool:
 
     @staticmethod
     def run(x: Tensor, *window: Any) -> Tensor:
-        return below_autograd(ops.AVG_POOL, x, *window)
+        with below_autograd():
+            return ops.AVG_POOL(x, *window)
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> tuple[Tensor, ...]:
@@ -112,7 +116,8 @@ class _AvgPoolBackward:
 
     @staticmethod
     def run(dy: Tensor, x_size: Sequence[int], *rest: Any) -> Tensor:
-        return below_autograd(ops.AVG_POOL_BACKWARD, dy, x_size, *rest)
+        with below_autograd():
+            return ops.AVG_POOL_BACKWARD(dy, x_size, *rest)
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], dx: Tensor) -> tuple[Tensor, ...]:
@@ -133,7 +138,8 @@ class _GlobalAvgPool:
 
     @staticmethod
     def run(x: Tensor) -> Tensor:
-        return below_autograd(ops.GLOBAL_AVG_POOL, x)
+        with below_autograd():
+            return ops.GLOBAL_AVG_POOL(x)
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> tuple[Tensor, ...]:
@@ -147,6 +153,12 @@ class _GlobalAvgPool:
     @staticmethod
     def jvp(ctx: Any, x_t: Tensor) -> Tensor:
         return global_avg_pool(x_t)
+
+
+def depthwise_separable(*args: Any) -> Tensor:
+    """The fused layer, of the operator's arguments; not differentiable."""
+    with below_autograd():
+        return ops.DEPTHWISE_SEPARABLE(*args)
 
 
 channel_shuffle = differentiable(_ChannelShuffle)

@@ -59,9 +59,9 @@ def conv2d(
         return conv2d(input.unsqueeze(0), *call[1:], kernel=kernel).squeeze(0)
     plan = _plan(settings, input, geometry, groups)
     if torch.compiler.is_compiling():
-        return autograd.fprop(input, weight, None, bias, None, plan, "none", 0.0)
+        return autograd.registered_fprop(input, weight, None, bias, None, plan, "none", 0.0)
     try:
-        return autograd.fprop(input, weight, None, bias, None, plan, "none", 0.0)
+        return autograd.conv2d(input, weight, bias, plan)
     except (RuntimeError, TypeError) as error:
         refusal = error
     return _refused(refusal, settings, call)
@@ -110,10 +110,11 @@ def fused_conv2d(
         shift = bias if shift is None else bias + shift
     plan = _plan(settings, input, geometry, groups)
     tensors = (input, weight, scale, shift, residual)
+    fprop = autograd.registered_fprop if torch.compiler.is_compiling() else autograd.fprop
     try:
         if activation in autograd.FROM_INPUT and autograd.needs_graph(*tensors):
-            return activate(autograd.fprop(*tensors, plan, "none", 0.0), activation, alpha)
-        return autograd.fprop(*tensors, plan, activation, alpha)
+            return activate(fprop(*tensors, plan, "none", 0.0), activation, alpha)
+        return fprop(*tensors, plan, activation, alpha)
     except RuntimeError as error:
         refusal = error
     F.conv2d(input, weight, None, stride, padding, dilation, groups)  # raises if it is the convolution that is wrong
@@ -161,16 +162,14 @@ def depthwise_separable_conv2d(
     if geometry is None:
         between = conv2d(input, dw_weight, dw_bias, stride, padding, dilation, dw_weight.shape[0])
         return conv2d(between, pw_weight, pw_bias)
-    return ops.below_autograd(
-        ops.DEPTHWISE_SEPARABLE, input, dw_weight, None, dw_bias, "none", 0.0, pw_weight, None, pw_bias, "none", 0.0,
-        *geometry, _flags(settings), kernel,
-    )  # fmt: skip
+    call = (input, dw_weight, None, dw_bias, "none", 0.0, pw_weight, None, pw_bias, "none", 0.0)
+    return _call(autograd_tools.depthwise_separable, ops.DEPTHWISE_SEPARABLE, *call, *geometry, _flags(settings), kernel)
 
 
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     """:func:`torch.nn.functional.channel_shuffle` of (N, C, H, W), in input's own layout."""
     if _own_images(input) and type(groups) is int and groups > 0 and input.shape[1] % groups == 0:
-        return autograd_tools.channel_shuffle(input, groups)
+        return _call(autograd_tools.channel_shuffle, ops.CHANNEL_SHUFFLE, input, groups)
     return F.channel_shuffle(input, groups)
 
 
@@ -188,7 +187,7 @@ def max_pool2d(
     if window is None:
         pool: Any = F.max_pool2d_with_indices if return_indices else F.max_pool2d
         return pool(input, kernel_size, stride, padding, dilation, ceil_mode)
-    y, indices = autograd_tools.max_pool(input, *window, ceil_mode)
+    y, indices = _call(autograd_tools.max_pool, ops.MAX_POOL, input, *window, ceil_mode)
     return (y, indices) if return_indices else y
 
 
@@ -205,13 +204,13 @@ def avg_pool2d(
     window = None if divisor_override else _window(input, kernel_size, stride, padding, 1)
     if window is None:
         return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
-    return autograd_tools.avg_pool(input, *window[:3], ceil_mode, count_include_pad)
+    return _call(autograd_tools.avg_pool, ops.AVG_POOL, input, *window[:3], ceil_mode, count_include_pad)
 
 
 def global_avg_pool2d(input: Tensor) -> Tensor:
     """The mean of each map: (N, C, 1, 1) of (N, C, H, W), as :func:`torch.nn.functional.adaptive_avg_pool2d` to 1."""
     if _own_images(input):
-        return autograd_tools.global_avg_pool(input)
+        return _call(autograd_tools.global_avg_pool, ops.GLOBAL_AVG_POOL, input)
     return F.adaptive_avg_pool2d(input, 1)
 
 
@@ -244,6 +243,11 @@ def _plan(settings: Settings, input: Tensor, geometry: tuple[Any, Any, Any], gro
     else:
         kernels = settings.kernels
     return Geometry(*geometry, groups, _flags(settings), *kernels)
+
+
+def _call(eager: Callable[..., Any], operator: Any, *args: Any) -> Any:
+    """Calls the operator by its autograd.Function, or as it is in a graph, where register_autograd serves."""
+    return operator(*args) if torch.compiler.is_compiling() else eager(*args)
 
 
 def _handed_over(reason: str, settings: Settings, call: tuple[Any, ...]) -> Tensor:
@@ -288,5 +292,8 @@ def _window(
     )
     if not _own_images(input) or None in window:
         return None
-    valid = all(k > 0 and u > 0 and 0 <= p <= k // 2 and d > 0 for k, u, p, d in zip(*window, strict=True))
+    valid = all(
+        k > 0 and u > 0 and 0 <= p <= k // 2 and d > 0 and d * (k - 1) < size + 2 * p
+        for size, k, u, p, d in zip(input.shape[2:], *window, strict=True)
+    )
     return window if valid else None

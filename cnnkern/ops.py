@@ -44,16 +44,9 @@ class Geometry(NamedTuple):
     wgrad_kernel: str | None = None
 
 
-def below_autograd(operator: Any, *args: Any) -> Any:
-    """Calls ``operator`` past the Autograd key, where register_autograd's implementation costs tens of microseconds.
-
-    Modes (FlopCounterMode, FakeTensorMode) and functorch's batching still see the call. A compiled graph needs that
-    implementation, and pays for it when it is traced.
-    """
-    if torch.compiler.is_compiling():
-        return operator(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return operator(*args)
+# Within it operators are called past the Autograd key, where register_autograd's implementation costs tens of
+# microseconds a call. Modes (FlopCounterMode, FakeTensorMode) and functorch's batching still see them.
+below_autograd = torch._C._AutoDispatchBelowAutograd
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
@@ -111,9 +104,10 @@ def _depthwise_separable_fake(
     pw_alpha: float, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], flags: int,
     kernel: str | None,
 ) -> Tensor:  # fmt: skip
-    size = (x.shape[0], pw_weight.shape[0], *_output_pixels(x.shape, dw_weight.shape, stride, padding, dilation))
-    channels_last = suggests_channels_last(x) or suggests_channels_last(dw_weight) or suggests_channels_last(pw_weight)
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
+    depthwise = (stride, padding, dilation, dw_weight.shape[0], dw_activation, dw_alpha, flags, None)
+    pointwise = ((1, 1), (0, 0, 0, 0), (1, 1), 1, pw_activation, pw_alpha, flags, None)
+    between = _fprop_fake(x, dw_weight, dw_scale, dw_shift, None, *depthwise)
+    return _fprop_fake(between, pw_weight, pw_scale, pw_shift, None, *pointwise)
 
 
 @torch.library.register_fake("cnnkern::channel_shuffle")

@@ -23,16 +23,20 @@ LAYERS = {
 
 
 def grid():
-    for name in _C.kernels():
-        kernel = KernelName.parse(name)
+    cases = []
+    for kernel in map(KernelName.parse, _C.kernels()):
         if kernel.family == "reference":
             continue  # plain loops, for answers and not for speed
-        for layer, sizes in LAYERS.items():
-            problem = f"{kernel.direction}-{kernel.dtype}-{sizes}"
-            if not _C.why_not(name, problem):
-                yield pytest.param(name, problem, id=f"{name}-{layer}")
+        problems = {layer: f"{kernel.direction}-{kernel.dtype}-{sizes}" for layer, sizes in LAYERS.items()}
+        cases += [
+            pytest.param(str(kernel), problem, id=f"{kernel}-{layer}", marks=pytest.mark.benchmark(group=problem))
+            for layer, problem in problems.items()
+            if not _C.why_not(str(kernel), problem)
+        ]
+    return cases
 
 
+@pytest.mark.benchmark(max_time=0.2)
 @pytest.mark.parametrize(("name", "text"), grid())
 def test_kernel(benchmark, name, text):
     problem = ConvProblem.parse(text)

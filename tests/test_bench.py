@@ -360,6 +360,13 @@ def test_reports_are_made_from_the_record(record, tmp_path):
     assert [(line["problem"], line["verdict"]) for line in rows] == [(FAST, "faster"), (SLOW, "slower")]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(1.5e-6, "1.50 us"), (999.4e-6, "999 us"), (45.67e-3, "45.7 ms"), (2.05, "2.05 s")]
+)
+def test_durations_have_units(seconds, text):
+    assert report.duration(seconds) == text
+
+
 def test_readme_block_is_replaced(record, tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nlast year's\n{report.END}\nafter\n")

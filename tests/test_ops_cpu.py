@@ -270,15 +270,16 @@ def test_an_error_of_the_chooser_comes_out_and_is_not_kept() -> None:
 
 @all_dtypes
 @all_layouts
-def test_depthwise_separable(dtype: str, layout: Layout) -> None:
-    x = layout(random(2, 6, 9, 8, dtype=dtype))
-    dw, pw = random(6, 1, 3, 3, dtype=dtype) / 3, random(5, 6, 1, 1, dtype=dtype) / 3
-    scale, shift, pw_shift = random(6), random(6, dtype=dtype), random(5, dtype=dtype)
+@pytest.mark.parametrize(("c", "stride"), [(32, (2, 2)), (6, (2, 1))], ids=["fused", "as two convolutions"])
+def test_depthwise_separable(dtype: str, layout: Layout, c: int, stride: tuple[int, int]) -> None:
+    x = layout(random(2, c, 9, 8, dtype=dtype))
+    dw, pw = random(c, 1, 3, 3, dtype=dtype) / 3, random(5, c, 1, 1, dtype=dtype) / c**0.5
+    scale, shift, pw_shift = random(c), random(c, dtype=dtype), random(5, dtype=dtype)
     scale = scale.double() if dtype == "f64" else scale
     y = ops.DEPTHWISE_SEPARABLE(
-        x, dw, scale, shift, "relu6", 0.0, pw, None, pw_shift, "none", 0.0, (2, 1), (1, 1, 1, 1), (1, 1), 0, None
+        x, dw, scale, shift, "relu6", 0.0, pw, None, pw_shift, "none", 0.0, stride, (1, 1, 1, 1), (1, 1), 0, None
     )
-    middle = F.conv2d(x.double(), dw.double(), None, (2, 1), 1, groups=6)
+    middle = F.conv2d(x.double(), dw.double(), None, stride, 1, groups=c)
     middle = F.relu6(middle * scale.double().view(-1, 1, 1) + shift.double().view(-1, 1, 1))
     expected = F.conv2d(middle, pw.double(), pw_shift.double())
     eps = torch.finfo(y.dtype).eps
@@ -287,7 +288,7 @@ def test_depthwise_separable(dtype: str, layout: Layout) -> None:
 
 
 def test_the_fused_kernel_is_forced_by_its_own_name_only() -> None:
-    x, pw = random(1, 4, 5, 5), random(2, 4, 1, 1)
+    x, pw = random(1, 32, 5, 5), random(2, 32, 1, 1)
 
     def forced(dw: Tensor, kernel: str) -> Tensor:
         geometry = ((1, 1), (1, 1, 1, 1), (1, 1))
@@ -297,8 +298,11 @@ def test_the_fused_kernel_is_forced_by_its_own_name_only() -> None:
 
     isa = next(isa for isa in _C.isas() if isa != "avx512_bf16")  # which adds matrix kernels alone
     kernel = f"cpu_depthwise_separable_fprop_f32_nhwc_any__{isa}"
-    dw = random(4, 1, 3, 3)
-    torch.testing.assert_close(forced(dw, kernel), F.conv2d(F.conv2d(x, dw, padding=1, groups=4), pw))
+    dw = random(32, 1, 3, 3)
+    expected = F.conv2d(F.conv2d(x, dw, padding=1, groups=32), pw)
+    torch.testing.assert_close(forced(dw, kernel), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match=f"{kernel} cannot compute fprop-f32-n1c32h5w5-k32r3s2-p1-g32"):
+        forced(random(32, 1, 3, 2), kernel)
     with pytest.raises(RuntimeError, match="no CPU kernel of depthwise_separable is named 'cpu_best'"):
         forced(dw, "cpu_best")
 

@@ -44,7 +44,7 @@ def test_torch_is_required_pinned_where_there_is_none(setup: ModuleType, monkeyp
     assert [r for r in setup.build_requirements() if r.startswith("torch==")]
 
 
-@pytest.mark.parametrize(("memory", "jobs"), [(2.0, 1), (5.9, 2), (1000.0, 4)])
+@pytest.mark.parametrize(("memory", "jobs"), [(1.0, 1), (2.9, 2), (1000.0, 4)])
 def test_jobs_are_bounded_by_memory_and_cores(
     setup: ModuleType, monkeypatch: pytest.MonkeyPatch, memory: float, jobs: int
 ) -> None:

@@ -28,7 +28,8 @@ void run_sweep_any(const Sweep<T, T>& sweep) {
     const acc_t<T>* w;
   };
   const int64_t vectors = (sweep.maps + kLanes<T> - 1) / kLanes<T>;
-  for_each_row(sweep.n * sweep.rows.out, vectors, 1, [&](const Part& part) {
+  const int64_t work = sweep.columns.out * sweep.rows.taps * sweep.columns.taps * kLanes<T>;
+  for_each_row(sweep.n * sweep.rows.out, vectors, 1, work, [&](const Part& part) {
     Line* lines = scratch<Line>(Scratch::local, sweep.rows.taps * sweep.columns.taps);
     const int64_t image = part.row / sweep.rows.out;
     for (int64_t column = 0; column < sweep.columns.out; ++column) {
@@ -86,10 +87,10 @@ void run_any(const ConvProblem& problem, const Operands& operands) {
 template <class T> struct FilterRow {
   const T* const* in;  // [RT], at the column of output 0 and tap 0; rows outside the image point to zeros
   const T* dy;
-  int64_t in_stride, dy_stride;      // from pixel to pixel
-  int64_t columns_in, columns_out;   // of x, of dy
+  int64_t in_stride, dy_stride;     // from pixel to pixel
+  int64_t columns_in, columns_out;  // of x, of dy
   int64_t stride, dilation, pad;
-  acc_t<T>* sums;                    // [RT][S][maps]
+  acc_t<T>* sums;  // [RT][S][maps]
   int64_t maps, map_begin, map_end;
 };
 
@@ -191,7 +192,8 @@ void run_wgrad(const ConvProblem& problem, const Operands& operands) {
 
   T* dw = static_cast<T*>(operands.w);
   for (int64_t c = 0; c < maps; ++c) {
-    for (int64_t tap = 0; tap < taps; ++tap) dw[c * taps + tap] = from_acc<T>(total(split, sums, elements, tap * maps + c));
+    for (int64_t tap = 0; tap < taps; ++tap)
+      dw[c * taps + tap] = from_acc<T>(total(split, sums, elements, tap * maps + c));
     if (operands.dbias) static_cast<A*>(operands.dbias)[c] = total(split, sums, elements, taps * maps + c);
   }
 }

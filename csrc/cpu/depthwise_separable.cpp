@@ -5,8 +5,8 @@
 //
 // x, y: NHWC with pixel strides; w_dw: [C][R][S]; w_pw: [K][C].
 //
-// The idea: z is never written to memory. A thread owns a block of output rows of one image; it computes their z, in the
-// accumulator's type, into a buffer that fits in L2 and multiplies it with all panels of w_pw while it is hot. Both
+// The idea: z is never written to memory. A thread owns a block of output rows of one image; it computes their z, in
+// the accumulator's type, into a buffer that fits in L2 and multiplies it with all panels of w_pw while it is hot. Both
 // halves are the kernels' own tiles (microkernels/group_tile.h, microkernels/brgemm.h). Bound: FMA units, as nearly all
 // the arithmetic is in the 1x1; what the fusion saves is a write and a read of z.
 #include <algorithm>
@@ -20,8 +20,8 @@
 namespace cnnkern::cpu::CNNKERN_ISA {
 namespace {
 
-constexpr int64_t kBufferBytes = 256 * 1024;       // of z: a quarter of a usual L2
-constexpr int kTileHeight = 6;                     // pixels of a GEMM tile
+constexpr int64_t kBufferBytes = 256 * 1024;  // of z: a quarter of a usual L2
+constexpr int kTileHeight = 6;                // pixels of a GEMM tile
 constexpr int kPanelVectors = kRegisters >= 32 ? 4 : 2;
 
 // The 1x1 weights as panels of kPanelVectors vectors, the last one as wide as it must be.
@@ -55,11 +55,11 @@ void multiply_vectors(const Tile<acc_t<T>, T>& tile, const EpilogueArgs<T>& epil
   if constexpr (NV > 1) multiply_vectors<T, NV - 1>(tile, epilogue, vectors);
 }
 
-// y = z * panels for `pixels` pixels of z, the first of which is pixel `first` of y. A last tile of fewer pixels repeats
-// earlier ones, which writes them again with the same values.
+// y = z * panels for `pixels` pixels of z, the first of which is pixel `first` of y. A last tile of fewer pixels
+// repeats its last one, which writes that again with the same values.
 template <class T>
-void multiply(const acc_t<T>* z, int64_t pixels, int64_t first, const Panels<T>& panels, const EpilogueArgs<T>& epilogue,
-              T* y, int64_t y_stride) {
+void multiply(const acc_t<T>* z, int64_t pixels, int64_t first, const Panels<T>& panels,
+              const EpilogueArgs<T>& epilogue, T* y, int64_t y_stride) {
   const int64_t offset = 0;
   for (int64_t panel = 0; panel < panels.count(); ++panel) {
     Tile<acc_t<T>, T> tile{};

@@ -10,6 +10,7 @@
 
 #include "../kernel.h"
 #include "microkernels/group_tile.h"
+#include "packing.h"
 #include "threads.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA {
@@ -50,8 +51,7 @@ Sweep<In, Out> make_sweep(const ConvProblem& problem, const Operands& operands) 
   sweep.n = problem.n;
   sweep.maps = problem.c;
   sweep.group = problem.c_per_group();
-  sweep.rows = {problem.h,       problem.p(),        problem.r, problem.stride_h,
-                problem.pad_top, problem.dilation_h, transposed};
+  sweep.rows = {problem.h, problem.p(), problem.r, problem.stride_h, problem.pad_top, problem.dilation_h, transposed};
   sweep.columns = {problem.w,        problem.q(),        problem.s, problem.stride_w,
                    problem.pad_left, problem.dilation_w, transposed};
   sweep.in = static_cast<const In*>(transposed ? operands.y : operands.x);
@@ -62,9 +62,12 @@ Sweep<In, Out> make_sweep(const ConvProblem& problem, const Operands& operands) 
     std::swap(sweep.rows.in, sweep.rows.out);
     std::swap(sweep.columns.in, sweep.columns.out);
   } else {
-    sweep.epilogue = {static_cast<const acc_t<Out>*>(operands.scale), static_cast<const acc_t<Out>*>(operands.shift),
-                      static_cast<const Out*>(operands.residual),     operands.residual_pixel_stride,
-                      problem.epilogue.activation,                    static_cast<acc_t<Out>>(problem.epilogue.alpha)};
+    sweep.epilogue = {static_cast<const acc_t<Out>*>(operands.scale),
+                      static_cast<const acc_t<Out>*>(operands.shift),
+                      static_cast<const Out*>(operands.residual),
+                      operands.residual_pixel_stride,
+                      problem.epilogue.activation,
+                      static_cast<acc_t<Out>>(problem.epilogue.alpha)};
   }
   return sweep;
 }
@@ -73,13 +76,18 @@ struct Part {
   int64_t row, block_begin, block_end;  // row counts through the rows (or bands of rows) of all images
 };
 
-// Splits rows x units (of maps) over the threads. The units are split too where there are few rows for each thread, and
-// into at least `min_blocks`.
+constexpr int64_t kThreadWork = 1 << 18;  // multiply-adds of a thread, so that they outweigh its start
+
+// Splits rows x units (of maps) over the threads, `work` multiply-adds for each row of each unit. The units are split
+// too where the rows are few or do not come out even, and into at least `min_blocks`.
 template <class Body>
-void for_each_row(int64_t rows, int64_t units, int64_t min_blocks, const Body& body) {
-  const int64_t threads = thread_count(), wanted = rows >= 16 * threads ? 1 : threads;
+void for_each_row(int64_t rows, int64_t units, int64_t min_blocks, int64_t work, const Body& body) {
+  const int64_t threads = thread_count();
+  const bool even = rows >= 16 * threads || (rows >= 4 * threads && rows % threads == 0);
+  const int64_t wanted = even ? 1 : threads;
   const int64_t blocks = std::max<int64_t>(std::min(std::max(wanted, min_blocks), units), 1);
-  parallel_for(blocks * rows, 1, [&](int64_t begin, int64_t end) {
+  const int64_t grain = std::max<int64_t>(kThreadWork * blocks / std::max<int64_t>(work * units, 1), 1);
+  parallel_for(blocks * rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t block = i / rows;
       body(Part{i % rows, block * units / blocks, (block + 1) * units / blocks});
@@ -138,15 +146,15 @@ template <int S, class In, class Out> constexpr int64_t sweep_vector_elements(co
   return S * S * sweep.group * kLanes<Out>;
 }
 
-// Output rows `row` .. of one image, kTileRows of them, for some vectors of maps. `far`: the next band comes from memory.
+// kTileRows output rows of one image, from `row` on, for some vectors of maps. `far`: the next band comes from memory.
 template <int S, int U, bool kTransposed, Values kValues, class In, class Out>
 void run_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row, int64_t vector_begin, int64_t vector_end,
               bool far) {
   typename GroupTile<In, Out>::Line lines[kTileRows * S];
   GroupTile<In, Out> tile{};
   tile.rows = static_cast<int>(std::min<int64_t>(sweep.rows.out - row, kTileRows));
-  tile.line_count =
-      list_lines<S>(sweep, sweep.in + image * sweep.rows.in * sweep.columns.in * sweep.in_stride, row, tile.rows, lines);
+  const In* pixels = sweep.in + image * sweep.rows.in * sweep.columns.in * sweep.in_stride;
+  tile.line_count = list_lines<S>(sweep, pixels, row, tile.rows, lines);
   tile.in_pixel_stride = sweep.in_stride;
   tile.group = sweep.group;
   tile.vector_elements = sweep_vector_elements<S>(sweep);
@@ -182,7 +190,8 @@ void run_sweep(const Sweep<In, Out>& sweep) {
   const int64_t blocks = vectors * sweep_vector_elements<S>(sweep) * kElement / kBlockBytes;
   const int64_t pixels = sweep.n * (sweep.rows.in * sweep.columns.in + sweep.rows.out * sweep.columns.out);
   const bool far = pixels * sweep.maps * static_cast<int64_t>(sizeof(Out)) > kFarBytes;
-  for_each_row(sweep.n * bands, vectors, blocks, [&](const Part& part) {
+  const int64_t work = kTileRows * sweep.columns.out * sweep_vector_elements<S>(sweep) / (kTransposed ? U * U : 1);
+  for_each_row(sweep.n * bands, vectors, blocks, work, [&](const Part& part) {
     run_band<S, U, kTransposed, kValues>(sweep, part.row / bands, part.row % bands * kTileRows, part.block_begin,
                                          part.block_end, far);
   });
@@ -196,8 +205,7 @@ const acc_t<T>* pack_depthwise(const T* w, int64_t maps, int64_t taps, Scratch s
   acc_t<T>* packed = scratch<acc_t<T>>(slot, vectors * taps * kLane);
   for (int64_t v = 0; v < vectors; ++v) {
     const T* source = w + vector_start<acc_t<T>>(v, maps) * taps;
-    for (int64_t t = 0; t < taps; ++t)
-      for (int l = 0; l < kLane; ++l) packed[(v * taps + t) * kLane + l] = to_acc(source[l * taps + t]);
+    pack_transposed(source, taps, kLane, taps, packed + v * taps * kLane, kLane);
   }
   return packed;
 }

@@ -1,8 +1,10 @@
 // Grouped convolution: output map k reads the maps of its group alone (ResNeXt, arXiv 1611.05431).
 //
-//   fprop  y[n,p,q,k]    = epilogue( sum over r,s,d of x[n, p*u - pad + r*l, q*u - pad + s*l, first(k) + d] * w[k,r,s,d] )
-//   dgrad  dx[n,h,w,c]   = sum over r,s and the k of c's group of dy[n, (h+pad-r*l)/u, (w+pad-s*l)/u, k] * w[k,r,s,c%C/g]
-//   wgrad  dw[k,r,s,d]   = sum over n,p,q of x[...as fprop] * dy[n,p,q,k];  dbias[k] = sum of dy
+//   fprop  y[n,p,q,k]  = epilogue( sum over r,s,d of x[n, p*u - pad + r*l, q*u - pad + s*l, first(k) + d]
+//                        * w[k,r,s,d] )
+//   dgrad  dx[n,h,w,c] = sum over r,s and the k of c's group of dy[n, (h + pad - r*l)/u, (w + pad - s*l)/u, k]
+//                        * w[k,r,s,c % (C/groups)]
+//   wgrad  dw[k,r,s,d] = sum over n,p,q of x[...as fprop] * dy[n,p,q,k];  dbias[k] = sum of dy
 //   first(k) = k / (K/groups) * (C/groups),  d < C/groups
 //
 // x, y: NHWC with pixel strides; w: [K][R][S][C/groups].
@@ -63,7 +65,8 @@ void pack_dgrad(const T* w, int64_t maps, int64_t group, int64_t vector, acc_t<T
 // Pixels 4096 bytes apart all fall into one set of L1, which holds fewer than a tile reads: copies them further apart.
 // The pointer and pixel stride to read are returned.
 template <class T>
-std::pair<const T*, int64_t> spread_pixels(const T* source, int64_t pixels, int64_t maps, int64_t stride, Scratch slot) {
+std::pair<const T*, int64_t> spread_pixels(const T* source, int64_t pixels, int64_t maps, int64_t stride,
+                                           Scratch slot) {
   if (stride * static_cast<int64_t>(sizeof(T)) % 4096) return {source, stride};
   const int64_t spread = maps + 64 / static_cast<int64_t>(sizeof(T));
   T* copy = scratch<T>(slot, pixels * spread);
@@ -102,7 +105,7 @@ template <class T> struct FilterRow {
   std::vector<const T*> in, dy;  // pairs of an input row and the output row that meets it at f, at their column 0
   int64_t in_stride, dy_stride, columns_in, columns_out, pad;
   int64_t group;
-  LaneIndex<acc_t<T>> places;    // of the first map of each lane's group, for Values::permuted
+  LaneIndex<acc_t<T>> places;  // of the first map of each lane's group, for Values::permuted
 };
 
 constexpr int kBlock = kRegisters >= 32 ? 4 : 2;  // maps d at a time: kBlock * S sums and 7 dy in registers
@@ -150,8 +153,7 @@ __attribute__((noinline)) void add_rows(const FilterRow<T>& row, int64_t in_map,
         const int64_t column = Tap::first_column(first, row.pad);
         if (column >= 0 && column + Tap::kColumns <= row.columns_in && first + kTilePixels <= row.columns_out)
           add_tile<T, U, kValues, true>(row, in, dy, first, d, sum);
-        else
-          add_tile<T, U, kValues, false>(row, in, dy, first, d, sum);
+        else add_tile<T, U, kValues, false>(row, in, dy, first, d, sum);
       }
     }
 #pragma GCC unroll 4
@@ -236,7 +238,7 @@ void run_wgrad(const ConvProblem& problem, const Operands& operands) {
     static_cast<A*>(operands.dbias)[k] = total(split, sums, elements, split.vectors * vector_elements + k);
 }
 
-// --- any --------------------------------------------------------------------------------------------------------------
+// --- any ------------------------------------------------------------------------------------------------------------
 
 constexpr int kAnyPixels = 4;
 
@@ -255,7 +257,7 @@ Vec<acc_t<T>> gather(const LaneMaps& lanes, const T* pixel, int64_t map, int n, 
   return value;
 }
 
-// fprop: w[k][tap][d]. dgrad: w[k][tap][d of c] with k = first(c) + d.  -> [vector][tap][d][lanes], zeros beyond the maps
+// fprop: w[k][tap][d], dgrad: w[first(c) + d][tap][c % C/groups]  ->  [vector][tap][d][lanes], zeros beyond the maps.
 template <class T>
 const acc_t<T>* pack_any(const T* w, const LaneMaps& lanes, int64_t taps, bool transposed) {
   constexpr int kLane = kLanes<T>;
@@ -268,7 +270,8 @@ const acc_t<T>* pack_any(const T* w, const LaneMaps& lanes, int64_t taps, bool t
         for (int64_t d = 0; d < lanes.depth; ++d) {
           for (int64_t map = v * kLane; map < (v + 1) * kLane; ++map, ++out) {
             if (map >= lanes.out_maps) *out = 0;
-            else if (transposed) *out = to_acc(w[((lanes.first(map) + d) * taps + t) * lanes.out_group + map % lanes.out_group]);
+            else if (transposed)
+              *out = to_acc(w[((lanes.first(map) + d) * taps + t) * lanes.out_group + map % lanes.out_group]);
             else *out = to_acc(w[(map * taps + t) * lanes.depth + d]);
           }
         }
@@ -284,11 +287,12 @@ void run_any(const ConvProblem& problem, const Operands& operands) {
   Sweep<T, T> sweep = make_sweep<T, T>(problem, operands);
   const bool transposed = sweep.rows.transposed;
   const LaneMaps lanes = transposed ? LaneMaps{problem.c, problem.c_per_group(), problem.k_per_group()}
-                                 : LaneMaps{problem.k, problem.k_per_group(), problem.c_per_group()};
+                                    : LaneMaps{problem.k, problem.k_per_group(), problem.c_per_group()};
   const int64_t taps = problem.r * problem.s, in_maps = transposed ? problem.k : problem.c;
   sweep.w = pack_any(static_cast<const T*>(operands.w), lanes, taps, transposed);
   const T* zeros = zero_row<T>(in_maps);  // read where a tap falls outside the image
-  for_each_row(sweep.n * sweep.rows.out, vectors_of<T>(lanes.out_maps), 1, [&](const Part& part) {
+  const int64_t work = sweep.columns.out * taps * lanes.depth * kLane;
+  for_each_row(sweep.n * sweep.rows.out, vectors_of<T>(lanes.out_maps), 1, work, [&](const Part& part) {
     const int64_t image = part.row / sweep.rows.out;
     for (int64_t column = 0; column < sweep.columns.out; column += kAnyPixels) {
       const int count = static_cast<int>(std::min<int64_t>(sweep.columns.out - column, kAnyPixels));
@@ -352,7 +356,8 @@ void run_wgrad_any(const ConvProblem& problem, const Operands& operands) {
             for (int64_t q = 0; q < q_count; ++q) {
               const int64_t w = columns.source(q, t % problem.s);
               if (w < 0) continue;
-              sum += gather(lanes, line + w * problem.x_stride(), map, n, d) * load_n(dy + q * problem.y_stride() + map, n);
+              sum += gather(lanes, line + w * problem.x_stride(), map, n, d) *
+                     load_n(dy + q * problem.y_stride() + map, n);
             }
             store(at, sum);
           }
@@ -372,7 +377,7 @@ void run_wgrad_any(const ConvProblem& problem, const Operands& operands) {
   }
 }
 
-// --- the list -----------------------------------------------------------------------------------------------------------
+// --- the list -------------------------------------------------------------------------------------------------------
 
 std::string why_not_any(const ConvProblem& problem) { return problem.groups > 1 ? "" : "needs more than one group"; }
 

@@ -5,8 +5,8 @@
 //   global   y = sum over the image / pixels
 //
 // A thread owns rows of pixels of the output (of dx for the average's backward, which gathers, so that nothing is added
-// atomically). The backward of max scatters; there a thread owns a block of maps of an image, small enough that its sums
-// stay in L2. Bound: memory bandwidth; overlapping windows re-read rows from L1 and L2.
+// atomically). The backward of max scatters; there a thread owns a block of maps of an image, small enough that its
+// sums stay in L2. Bound: memory bandwidth; overlapping windows re-read rows from L1 and L2.
 #include <algorithm>
 #include <limits>
 
@@ -18,9 +18,7 @@ namespace cnnkern::cpu::CNNKERN_ISA {
 namespace {
 
 // The window of one output position along an axis, cut off at the image: positions begin, begin + step, ... < end.
-struct Window {
-  int64_t begin, end;
-};
+struct Window { int64_t begin, end; };
 
 Window window_of(int64_t output, int64_t size, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {
   int64_t begin = output * stride - pad;
@@ -59,8 +57,7 @@ void run_max(const PoolShape& shape, const T* x, T* y, int64_t* indices) {
   parallel_for(shape.n * shape.p, 1, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const T* image = x + row / shape.p * shape.h * shape.w * shape.c;
-      const Window rows =
-          window_of(row % shape.p, shape.h, shape.r, shape.stride_h, shape.pad_h, shape.dilation_h);
+      const Window rows = window_of(row % shape.p, shape.h, shape.r, shape.stride_h, shape.pad_h, shape.dilation_h);
       for (int64_t q = 0; q < shape.q; ++q) {
         const Window columns = window_of(q, shape.w, shape.s, shape.stride_w, shape.pad_w, shape.dilation_w);
         const int64_t at = (row * shape.q + q) * shape.c;
@@ -193,9 +190,8 @@ void avg_pool2d_backward(const PoolShape& shape, DType dtype, const void* dy, vo
 }
 
 void global_avg_pool2d(int64_t n, int64_t pixels, int64_t c, DType dtype, const void* x, void* y) {
-  with_dtype(dtype, [&]<class T>(T) {
-    run_global_average(n, pixels, c, static_cast<const T*>(x), static_cast<T*>(y));
-  });
+  with_dtype(dtype,
+             [&]<class T>(T) { run_global_average(n, pixels, c, static_cast<const T*>(x), static_cast<T*>(y)); });
 }
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA

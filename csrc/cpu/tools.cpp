@@ -3,7 +3,7 @@
 namespace cnnkern::cpu::CNNKERN_ISA {
 
 const Tools& tools() {
-  static const Tools table{channel_shuffle, max_pool2d,        max_pool2d_backward, avg_pool2d,
+  static const Tools table{channel_shuffle,     max_pool2d,        max_pool2d_backward, avg_pool2d,
                            avg_pool2d_backward, global_avg_pool2d, separable_why_not,   separable};
   return table;
 }

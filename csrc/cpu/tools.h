@@ -22,11 +22,11 @@ struct PoolShape {
 
 // y = act_pw(scale_pw * conv1x1(act_dw(scale_dw * depthwise(x) + shift_dw)) + shift_pw). Null: that operand is absent.
 struct SeparableOperands {
-  const void* x = nullptr;         // [n, h, w, c]
-  const void* dw_weight = nullptr; // [c, r, s]
-  const void* pw_weight = nullptr; // [k, c]
-  void* y = nullptr;               // [n, p, q, k]
-  const void* dw_scale = nullptr;  // [c], accumulator's type, as all four
+  const void* x = nullptr;          // [n, h, w, c]
+  const void* dw_weight = nullptr;  // [c, r, s]
+  const void* pw_weight = nullptr;  // [k, c]
+  void* y = nullptr;                // [n, p, q, k]
+  const void* dw_scale = nullptr;   // [c], accumulator's type, as all four
   const void* dw_shift = nullptr;
   const void* pw_scale = nullptr;  // [k]
   const void* pw_shift = nullptr;

@@ -14,7 +14,7 @@ constexpr int kRows = 6, kVectors = 4;
 constexpr int kRows = 6, kVectors = 2;
 #endif
 constexpr int64_t kChunkPixels = 2048;               // of x: a panel of 64 fp32 columns is then 512 KiB
-constexpr int64_t kMaxCopyBytes = 2 * 1024 * 1024;   // of dw, for one copy a thread
+constexpr int64_t kMaxCopyBytes = 512 * 1024;        // of dw, for one copy a thread
 
 template <class A>
 using TileFunction = void (*)(int64_t, const PixelPair*, const A*, const A*, int64_t, A*, int64_t, int, bool);
@@ -157,17 +157,17 @@ template <class T> void WgradGemm<T>::run() const {
     }
   });
   const auto reduce = [&](A* to, const A* from, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) {
-      A sum = accumulate ? to[i] : A{};
-      for (int64_t copy = 0; copy < copies; ++copy) sum += from[copy * stride + i];
-      to[i] = sum;
-    }
+    if (!accumulate) std::fill_n(to, count, A{});
+    for (int64_t copy = 0; copy < copies; ++copy)
+      for (int64_t i = 0; i < count; ++i) to[i] += from[copy * stride + i];
   };
-  for (int64_t k = 0; k < rows; ++k)
-    for (const WgradTap& tap : taps) {
-      const int64_t at = k * dw_row_stride + tap.offset;
-      reduce(dw + at, sums + at, columns);
-    }
+  parallel_for(rows, std::max<int64_t>(1, 32768 * rows / size), [&](int64_t first, int64_t last) {
+    for (int64_t k = first; k < last; ++k)
+      for (const WgradTap& tap : taps) {
+        const int64_t at = k * dw_row_stride + tap.offset;
+        reduce(dw + at, sums + at, columns);
+      }
+  });
   if (dbias) reduce(dbias, sums + size, rows);
 }
 

@@ -1,6 +1,6 @@
 // How wgrad is divided among threads: blocks of map vectors first, which need no reduction; where the vectors do not
-// divide evenly, chunks of output rows, each with sums of its own that are added in a fixed order. The result depends on
-// the number of threads, never on timing.
+// divide evenly, chunks of output rows, each with sums of its own that are added in a fixed order. The result depends
+// on the number of threads, never on timing.
 #pragma once
 
 #include <algorithm>

@@ -99,9 +99,14 @@ __attribute__((noinline)) void brgemm_tile(const Tile<In, Out>& tile, const Epil
   using A = acc_t<Out>;
   using V = Vec<A>;
   constexpr int kLane = kLanes<A>;
-  V acc[MR][NV] = {};
+  V acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) acc[i][j] = V{};
   for (int64_t t = 0; t < tile.taps; ++t) {
     const In* a[MR];
+#pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) a[i] = tile.rows[t * MR + i];
     const auto* b = tile.panel + tile.tap_offsets[t] * (NV * kLane);
 #pragma GCC unroll 1
@@ -120,7 +125,9 @@ __attribute__((noinline)) void brgemm_tile(const Tile<In, Out>& tile, const Epil
   }
   if (epilogue.activation > Activation::relu) {
     A sums[MR * NV * kLane];
+#pragma GCC unroll 16
     for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
       for (int j = 0; j < NV; ++j) store(sums + (i * NV + j) * kLane, acc[i][j]);
     return store_activated(tile, epilogue, MR, NV, sums);
   }

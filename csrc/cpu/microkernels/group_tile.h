@@ -1,8 +1,8 @@
 // group_tile: 7 neighbouring pixels of one or two rows of a convolution in which a vector of output maps reads only the
 // input maps of its own groups, as many as it has maps itself. Depthwise is the case of one map a group.
 //
-//   out[i][t][k] = epilogue( sum over f, s, d of in[line(i, f)][column(t, s)][first map of k's group + d] * w[f][s][d][k] )
-//   t < 7,  d < G maps of a group
+//   out[i][t][k] = epilogue( sum over f, s, d of in[line(i, f)][column(t, s)][first(k) + d] * w[f][s][d][k] )
+//   t < 7,  d < G maps of a group,  first(k): the first map of k's group
 //
 // in   one pointer per input line, at the column that the tile starts to read
 // w    packed [vector of k][filter rows][S][G][lanes] in the accumulator's type
@@ -55,17 +55,17 @@ template <class In, class Out> struct GroupTile {
   const Line* lines;
   int64_t line_count;
   int64_t in_pixel_stride;
-  int64_t group;                 // G
-  int64_t vector_elements;       // from one vector of k to the next in w
-  int64_t maps;                  // at least one vector; the last vector overlaps the one before it
+  int64_t group;            // G
+  int64_t vector_elements;  // from one vector of k to the next in w
+  int64_t maps;             // at least one vector; the last vector overlaps the one before it
   int64_t vector_begin, vector_end;
   int column_begin, column_end;  // the input columns of the tile that lie inside the image
   Out* out;
   int64_t out_pixel_stride;
-  int64_t pixel;                 // of the first output, for the residual
-  int64_t row_pixels;            // from one output row to the next
-  int rows, count;               // output rows, and outputs in each, that exist
-  const In* ahead_in;            // what the next band reads and writes here, to be fetched meanwhile; null: no such band
+  int64_t pixel;       // of the first output, for the residual
+  int64_t row_pixels;  // from one output row to the next
+  int rows, count;     // output rows, and outputs in each, that exist
+  const In* ahead_in;  // what the next band reads and writes here, to be fetched meanwhile; null: nothing
   int64_t ahead_in_line;
   int ahead_lines, ahead_columns;
   Out* ahead_out;
@@ -83,8 +83,8 @@ __attribute__((noinline)) void store_slowly(const GroupTile<In, Out>& tile, cons
   for (int i = 0; i < tile.rows; ++i) {
     for (int t = 0; t < tile.count; ++t) {
       const int64_t pixel = i * tile.row_pixels + t;
-      const auto sum = affine<Out>(load(sums + (i * kTilePixels + t) * kLanes<Out>), epilogue, k, tile.pixel + pixel,
-                                   kLanes<Out>);
+      const auto sum =
+          affine<Out>(load(sums + (i * kTilePixels + t) * kLanes<Out>), epilogue, k, tile.pixel + pixel, kLanes<Out>);
       store(tile.out + pixel * tile.out_pixel_stride + k, activate(sum, epilogue.activation, epilogue.alpha));
     }
   }
@@ -100,11 +100,18 @@ template <class V> CNNKERN_INLINE V in_register(V v) {
   return v;
 }
 
+// in + stride, step by step: GCC else keeps every multiple of the stride, for which there are too few registers.
+template <class In> CNNKERN_INLINE const In* next_pixel(const In* in, int64_t stride) {
+  in += stride;
+  asm("" : "+r"(in));
+  return in;
+}
+
 // The lanes' places inside a vector, as wide as the accumulator.
 template <class A> using LaneIndexElement = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
 template <class A> using LaneIndex = Vec<LaneIndexElement<A>>;
 
-// Map d of each lane's group; p is at the vector's first map (at its group's for broadcast), lane_group[l] = l / G * G.
+// Map d of each lane's group; p is at the vector's first map (at its group's for broadcast), places[l] = l / G * G + d.
 template <Values kValues, class In>
 CNNKERN_INLINE Vec<acc_t<In>> group_value(const In* p, int64_t d, LaneIndex<acc_t<In>> places) {
   if constexpr (kValues == Values::broadcast) return broadcast(to_acc(p[d]));
@@ -114,18 +121,18 @@ CNNKERN_INLINE Vec<acc_t<In>> group_value(const In* p, int64_t d, LaneIndex<acc_
 
 // Adds map d of the groups of one input line to the output rows kFirst..kLast of the tile.
 template <class In, class Out, class Tap, Values kValues, bool kInside, int kFirst, int kLast>
-CNNKERN_INLINE void add_line(const GroupTile<In, Out>& tile, const In* in, const acc_t<Out>* const (&weights)[kTileRows],
-                             int64_t w_stride, int64_t d, LaneIndex<acc_t<Out>> places,
-                             Vec<acc_t<Out>> (&sum)[kTileRows][kTilePixels]) {
+CNNKERN_INLINE void add_line(const GroupTile<In, Out>& tile, const In* in,
+                             const acc_t<Out>* const (&weights)[kTileRows], int64_t w_stride, int64_t d,
+                             LaneIndex<acc_t<Out>> places, Vec<acc_t<Out>> (&sum)[kTileRows][kTilePixels]) {
   Vec<acc_t<Out>> w[kTileRows][Tap::S];
 #pragma GCC unroll 2
   for (int i = kFirst; i <= kLast; ++i)
 #pragma GCC unroll 8
     for (int s = 0; s < Tap::S; ++s) w[i][s] = in_register(load(weights[i] + s * w_stride));
 #pragma GCC unroll 32
-  for (int j = 0; j < Tap::kColumns; ++j) {
+  for (int j = 0; j < Tap::kColumns; ++j, in = next_pixel(in, tile.in_pixel_stride)) {
     if (!kInside && (j < tile.column_begin || j >= tile.column_end)) continue;
-    const auto value = in_register(group_value<kValues>(in + j * tile.in_pixel_stride, d, places));
+    const auto value = in_register(group_value<kValues>(in, d, places));
 #pragma GCC unroll 2
     for (int i = kFirst; i <= kLast; ++i) {
 #pragma GCC unroll 8
@@ -176,7 +183,11 @@ __attribute__((noinline)) void group_tile(const GroupTile<In, Out> tile, const E
   for (int64_t vector = tile.vector_begin; vector < tile.vector_end; ++vector) {
     const int64_t k = vector_start<A>(vector, tile.maps);
     const int64_t in_map = kValues == Values::broadcast ? k / tile.group * tile.group : k;
-    V sum[kTileRows][kTilePixels] = {};
+    V sum[kTileRows][kTilePixels];
+#pragma GCC unroll 8
+    for (int l = 0; l < kTileRows; ++l)
+#pragma GCC unroll 16
+      for (int j = 0; j < kTilePixels; ++j) sum[l][j] = V{};
     if (tile.ahead_in) {
       for (int l = 0; l < tile.ahead_lines; ++l)
         for (int j = 0; j < tile.ahead_columns; ++j)
@@ -192,8 +203,7 @@ __attribute__((noinline)) void group_tile(const GroupTile<In, Out> tile, const E
         add_groups<In, Out, Tap, kValues, kInside, 0, 0>(tile, line, vector, in_map, places, sum);
       else if (!line.w[0])
         add_groups<In, Out, Tap, kValues, kInside, kLast, kLast>(tile, line, vector, in_map, places, sum);
-      else
-        add_groups<In, Out, Tap, kValues, kInside, 0, kLast>(tile, line, vector, in_map, places, sum);
+      else add_groups<In, Out, Tap, kValues, kInside, 0, kLast>(tile, line, vector, in_map, places, sum);
     }
     if (slow) {
       A sums[kTileRows * kTilePixels * kLane];

@@ -21,7 +21,11 @@ __attribute__((noinline)) void wgrad_tile(int64_t pairs, const PixelPair* pair, 
                                           bool accumulate) {
   using V = Vec<A>;
   constexpr int kLane = kLanes<A>;
-  V acc[MR][NV] = {};
+  V acc[MR][NV];
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) acc[i][j] = V{};
 #pragma GCC unroll 1
   for (int64_t n = 0; n < pairs; ++n) {
     const A* a = dy + static_cast<int64_t>(pair[n].dy) * MR;

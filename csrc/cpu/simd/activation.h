@@ -13,9 +13,7 @@
 namespace cnnkern::cpu::CNNKERN_ISA {
 
 // x = n ln 2 + r:  scale_high * scale_low = 2^n (one factor would overflow at the ends),  expm1_r = exp(r) - 1.
-struct ExpParts {
-  F32 expm1_r, scale_high, scale_low;
-};
+struct ExpParts { F32 expm1_r, scale_high, scale_low; };
 
 CNNKERN_INLINE ExpParts exp_parts(F32 x) {
   constexpr float kRound = 0x1.8p23f;  // adding it leaves round(x) in the low bits of the mantissa

@@ -128,12 +128,20 @@ CNNKERN_INLINE void store(f16* p, F32 v) {
 
 // --- the first n elements, 0 <= n <= lanes --------------------------------------------------------------------------
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// The mask of AVX2's masked moves.
+CNNKERN_INLINE __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+#endif
+
 template <class T> CNNKERN_INLINE Vec<acc_t<T>> load_n(const T* p, int n) {
   if (n == kLanes<T>) return load(p);
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) {
+  if constexpr (std::is_same_v<T, float>)
     return reinterpret_cast<F32>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
-  }
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>) return reinterpret_cast<F32>(_mm256_maskload_ps(p, first_lanes(n)));
 #endif
   T buffer[kLanes<T>] = {};
   for (int i = 0; i < n; ++i) buffer[i] = p[i];
@@ -143,10 +151,11 @@ template <class T> CNNKERN_INLINE Vec<acc_t<T>> load_n(const T* p, int n) {
 template <class T> CNNKERN_INLINE void store_n(T* p, Vec<acc_t<T>> v, int n) {
   if (n == kLanes<T>) return store(p, v);
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>) {
-    _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
-    return;
-  }
+  if constexpr (std::is_same_v<T, float>)
+    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
+#elif defined(__AVX2__)
+  if constexpr (std::is_same_v<T, float>)
+    return _mm256_maskstore_ps(p, first_lanes(n), reinterpret_cast<__m256>(v));
 #endif
   T buffer[kLanes<T>];
   store(buffer, v);
