@@ -1,0 +1,96 @@
+"""Every CPU kernel that is a GEMM, forced by name, on the problems that it can compute.
+
+Integer operands make every sum exact, so results equal the float64 oracle bit for bit, whatever the tile and the split.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cnnkern import _C, ops, testing
+from cnnkern.problem import ConvProblem
+
+KERNELS = [name for name in _C.kernels() if name.startswith(("cpu_direct", "cpu_im2col", "cpu_implicit", "cpu_pointw"))]
+
+# What each line is there for, beyond the grid that all kernels share. Tiles are 4 to 14 pixels by 8 to 64 maps.
+SHAPES = (
+    "n1c8h70w70-k10r3s3-p1",  # several blocks of points, several chunks of a weight gradient
+    "n2c40h12w12-k130r3s3-p1",  # three panels, the last with few columns
+    "n1c16h20w20-k6r9s9-p4",  # more taps than a mask has bits
+    "n1c7h9w9-k5r3s3-p1",  # odd depths, which pairs of bf16 pad
+    "n1c3h31w29-k24r3s3-u2-p1",  # a stem with 3 maps
+    "n1c1h16w16-k33r5s5-p2-ys40",  # one map, and y as a slice
+    "n2c70h13w13-k66r1s1-u2-xs80",  # pointwise with a stride, x as a slice
+    "n1c1024h4w4-k20r1s1",  # rows of x a multiple of 4096 bytes apart
+    "n4c3h5w300-k4r1s7-p0x3",  # rows longer than a block of points
+    "n1c6h5w5-k3r2s2-u3-p1",  # pixels of x that no filter reads
+)
+EPILOGUES = ("-scale-shift-act:relu", "-residual-act:elu:0.5", "-scale-shift-residual-act:hardswish", "-shift-act:relu6")
+
+
+def computable(kernel: str, problems: list[ConvProblem]) -> list[ConvProblem]:
+    """Those of the problems, in the kernel's direction and dtype, that it can compute: at least one."""
+    _, direction, dtype, _ = kernel.removeprefix("cpu_").replace("implicit_gemm", "implicit-gemm").split("_", 3)
+    own = [replace(problem, direction=direction, dtype=dtype) for problem in problems]
+    found = [problem for problem in own if not _C.why_not(kernel, str(problem))]
+    assert found, f"{kernel} can compute none of the problems"
+    return found
+
+
+GRID = [*testing.grid(["fprop"], ["f32"]), *(ConvProblem.parse(f"fprop-f32-{shape}") for shape in SHAPES)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_exact_on_integers(kernel: str) -> None:
+    for problem in computable(kernel, [*GRID, *testing.random_problems(15, seed=len(kernel))]):
+        testing.check(problem, kernel, fill="integers")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_close_to_float64(kernel: str) -> None:
+    for problem in computable(kernel, GRID):
+        testing.check(problem, kernel)
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if "_fprop_" in name])
+def test_epilogues(kernel: str) -> None:
+    problems = [ConvProblem.parse(str(problem) + epilogue) for problem in GRID[1::3] for epilogue in EPILOGUES]
+    for problem in computable(kernel, problems):
+        testing.check(problem, kernel)
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if "_wgrad_" in name])
+def test_bias_gradient(kernel: str) -> None:
+    for problem in computable(kernel, GRID):
+        given = testing.operands(problem, fill="integers")
+        geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
+        _, db = ops.WGRAD(given.dy, given.x, problem.w_size, *geometry, True, True, 0, kernel)
+        assert torch.equal(db, given.dy.double().sum((0, 2, 3)).to(db.dtype)), problem
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if "_f32_" in name])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_any_number_of_threads(kernel: str, threads: int) -> None:
+    """Threads split panels, points or pixels; each split is exact, and the same from run to run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for problem in computable(kernel, GRID[-len(SHAPES) :]):
+            testing.check(problem, kernel, fill="integers")
+            given = testing.operands(problem)
+            first, second = (testing.run(problem, given, kernel) for _ in range(2))
+            assert torch.equal(first, second), problem
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if "_fprop_f32_" in name])
+def test_nan_and_infinity_stay_where_they_are(kernel: str) -> None:
+    """Padding is not multiplied: a NaN or an infinity shows in the outputs that see it and in no other."""
+    for problem in computable(kernel, GRID):
+        given = testing.operands(problem, fill="integers")
+        given.x[0, 0, 0, 0], given.x[-1, -1, -1, -1] = torch.nan, torch.inf
+        result, truth = testing.run(problem, given, kernel), testing.oracle(problem, given)
+        assert torch.equal(result.isnan(), truth.isnan()), problem
+        assert torch.equal(result.isinf(), truth.isinf()), problem
