@@ -138,12 +138,11 @@ class _Fprop:
         ctx.rest = args[5:], x.shape, not y.is_contiguous(), w.shape, _filter_layout(w), y.shape
         if activation in FROM_INPUT:
             return x, w, scale, shift, residual, None
-        if activation == "none":
-            y = None
+        kept = None if activation == "none" else y
         if in_transform() or in_forward_mode():
-            return x, w, scale, shift, None, y
+            return x, w, scale, shift, None, kept
         needs_x, needs_w, needs_scale, *_ = ctx.needs_input_grad
-        return x if needs_w or needs_scale else None, w if needs_x or needs_scale else None, scale, shift, None, y
+        return x if needs_w or needs_scale else None, w if needs_x or needs_scale else None, scale, shift, None, kept
 
     @staticmethod
     def through_activation(ctx: Any, t: Tensor, saved: tuple[Any, ...]) -> Tensor:
@@ -299,7 +298,10 @@ wgrad = differentiable(_Wgrad)
 
 
 class _Conv2d(Function):
-    """conv(x, w) + bias in a training step: _Fprop without what the step does not use, which halves its overhead."""
+    """conv(x, w) + bias in a training step: _Fprop without what the step does not use.
+
+    On a 1x8x8x8 input, where a step is overhead, that takes a seventh off it.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
@@ -326,12 +328,16 @@ class _Conv2d(Function):
         return dx, dw, db, None
 
 
+# Function.apply without the Python around it that looks for a transform of torch.func: conv2d() has looked.
+_apply_conv2d = super(Function, _Conv2d).apply
+
+
 def conv2d(x: Tensor, w: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
     """conv(x, w) + bias, differentiable in every way that :func:`fprop` is."""
     if in_transform() or in_forward_mode():
         return fprop(x, w, None, bias, None, g, "none", 0.0)
     if torch.is_grad_enabled() and torch._C._any_requires_grad(x, w, bias):
-        return _Conv2d.apply(x, w, bias, g)
+        return _apply_conv2d(x, w, bias, g)
     return _Fprop.run(x, w, None, bias, None, g, "none", 0.0)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import ClassVar
 
-import click
-
 import cnnkern
+
+try:
+    import click
+except ImportError:
+    raise SystemExit("the command needs click: pip install 'cnnkern[cli]'") from None
 
 
 class _Commands(click.Group):
@@ -21,7 +24,22 @@ class _Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in self.elsewhere:
             return super().get_command(context, name)
-        return getattr(importlib.import_module(self.elsewhere[name]), name)
+        try:
+            return getattr(importlib.import_module(self.elsewhere[name]), name)
+        except ModuleNotFoundError as error:
+            return _missing(name, f"{error}: pip install 'cnnkern[{name}]'")
+
+
+def _missing(name: str, fix: str) -> click.Command:
+    """What stands for a command whose dependencies are not installed: it is listed, and fails saying what to do."""
+
+    def fail(arguments: tuple[str, ...]) -> None:
+        raise click.ClickException(fix)
+
+    takes_anything = click.Argument(["arguments"], nargs=-1, type=click.UNPROCESSED)
+    return click.Command(
+        name, callback=fail, params=[takes_anything], help=fix, context_settings={"ignore_unknown_options": True}
+    )
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})

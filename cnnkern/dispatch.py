@@ -80,7 +80,8 @@ def use(
 ) -> Iterator[None]:
     """Within the ``with`` block, and on this thread, changes how calls are dispatched; None leaves a setting as it is.
 
-    A backward pass follows the settings under which its forward pass ran.
+    A backward pass follows the settings under which its forward pass ran, except that in a compiled graph ``kernel``
+    and ``backend="reference"`` hold for the forward pass alone.
 
     Args:
         backend: "cpu" (own kernels), "vendor" (torch's convolution) or "reference" (plain loops, for tests).

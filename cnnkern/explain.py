@@ -15,8 +15,13 @@ from cnnkern.arguments import alpha_of, geometry_of, why_not_own
 from cnnkern.backends import Candidate
 from cnnkern.problem import DIRECTIONS, ConvProblem, Epilogue
 
-_STAGED = {"x_layout": "x", "w_layout": "w", "y_layout": "y"}
+# The kernels' layout of each operand, and the operands' names by direction: the first is what is written.
 _NATIVE = {"x_layout": "nhwc", "w_layout": "krsc", "y_layout": "nhwc"}
+_OPERANDS = {
+    "fprop": {"y": "y_layout", "x": "x_layout", "w": "w_layout"},
+    "dgrad": {"dx": "x_layout", "dy": "y_layout", "w": "w_layout"},
+    "wgrad": {"dw": "w_layout", "dy": "y_layout", "x": "x_layout"},
+}
 
 
 @dataclass(frozen=True)
@@ -130,15 +135,11 @@ def _explained(problem: ConvProblem, kernel: str | None = None) -> Explanation:
     settings = dispatch.settings()
     forced = kernel or getattr(settings.kernels, problem.direction)
     asked = dispatch.candidates(problem, settings.flags)
-    copies = tuple(
-        f"{name} is {getattr(problem, field)}: it is copied to {_NATIVE[field]}"
-        if (problem.direction, name) not in (("fprop", "y"), ("dgrad", "x"), ("wgrad", "w"))
-        else f"{name} is computed in {_NATIVE[field]} and copied to {getattr(problem, field)}"
-        for field, name in _STAGED.items()
-        if getattr(problem, field) != _NATIVE[field]
-    )
+    copies = _copies(problem)
     if forced:
-        return Explanation(problem, forced, "it is asked for by name", tuple(asked), copies)
+        why_not = next((candidate.why_not for candidate in asked if candidate.kernel == forced), "there is none")
+        reason = "it is asked for by name" + (f", and cannot: {why_not}" if why_not else "")
+        return Explanation(problem, forced, reason, tuple(asked), copies)
     backend = settings.backend or "cpu"
     try:
         chosen = dispatch.choose(problem, settings.flags, backend)
@@ -153,3 +154,14 @@ def _explained(problem: ConvProblem, kernel: str | None = None) -> Explanation:
     if answer.rather_not:
         reason = f"the only one left that can, though: {answer.rather_not}"
     return Explanation(problem, chosen, reason, tuple(asked), () if backend == "vendor" else copies)
+
+
+def _copies(problem: ConvProblem) -> tuple[str, ...]:
+    written, *_ = _OPERANDS[problem.direction]
+    sentences = []
+    for name, field in _OPERANDS[problem.direction].items():
+        layout, native = getattr(problem, field), _NATIVE[field]
+        if layout != native:
+            computed = f"{name} is computed in {native} and copied to {layout}"
+            sentences.append(computed if name == written else f"{name} is {layout}: it is copied to {native}")
+    return tuple(sentences)

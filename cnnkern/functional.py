@@ -100,7 +100,7 @@ def fused_conv2d(
     if torch.is_autocast_enabled("cpu"):
         input, weight, residual = autocast(input, weight, residual)
     settings = dispatch.settings(kernel)
-    composed = settings.backend == "vendor" or emits_aten() or why_not_own(input, weight, residual)
+    composed = settings.backend == "vendor" or emits_aten() or why_not_own(input, weight, bias, scale, shift, residual)
     geometry = None if composed else geometry_of(weight, stride, padding, dilation)
     if geometry is None or input.dim() != 4:
         y = conv2d(input, weight, bias, stride, padding, dilation, groups, kernel=kernel)
@@ -140,7 +140,7 @@ def depthwise_separable_conv2d(
         dw_weight: (C, 1, R, S); dw_bias: (C,) or None.
         pw_weight: (K, C, 1, 1); pw_bias: (K,) or None.
         stride, padding, dilation: of the depthwise part, as :func:`conv2d`.
-        kernel: name of the fused kernel to run.
+        kernel: name of the fused kernel to run; RuntimeError where it cannot.
 
     Returns (N, K, P, Q) or (K, P, Q). Errors are those of the two convolutions.
     """
@@ -159,11 +159,19 @@ def depthwise_separable_conv2d(
         or pw_weight.shape[1:] != (input.shape[1], 1, 1)
     )
     geometry = None if composed else geometry_of(dw_weight, stride, padding, dilation)
-    if geometry is None:
-        between = conv2d(input, dw_weight, dw_bias, stride, padding, dilation, dw_weight.shape[0])
-        return conv2d(between, pw_weight, pw_bias)
-    call = (input, dw_weight, None, dw_bias, "none", 0.0, pw_weight, None, pw_bias, "none", 0.0)
-    return _call(autograd_tools.depthwise_separable, ops.DEPTHWISE_SEPARABLE, *call, *geometry, _flags(settings), kernel)
+    refusal: Exception = dispatch.NoKernelError(f"{kernel} cannot compute this call: it takes two convolutions")
+    if geometry is not None:
+        operands = (input, dw_weight, None, dw_bias, "none", 0.0, pw_weight, None, pw_bias, "none", 0.0)
+        rest = (*geometry, _flags(settings), kernel)
+        try:
+            return _call(autograd_tools.depthwise_separable, ops.DEPTHWISE_SEPARABLE, *operands, *rest)
+        except RuntimeError as error:
+            refusal = error
+    between = conv2d(input, dw_weight, dw_bias, stride, padding, dilation, dw_weight.shape[0])
+    y = conv2d(between, pw_weight, pw_bias)
+    if kernel is not None:
+        raise refusal
+    return y
 
 
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
@@ -238,11 +246,10 @@ def _flags(settings: Settings) -> int:
 
 def _plan(settings: Settings, input: Tensor, geometry: tuple[Any, Any, Any], groups: int) -> Geometry:
     """Everything but tensors that the operators of one call and of its backward pass are given."""
+    kernels = settings.kernels
     if settings.backend == "reference":
         kernels = dispatch.reference_kernels(DTYPE_NAMES[input.dtype])
-    else:
-        kernels = settings.kernels
-    return Geometry(*geometry, groups, _flags(settings), *kernels)
+    return Geometry._make((*geometry, groups, _flags(settings), *kernels))
 
 
 def _call(eager: Callable[..., Any], operator: Any, *args: Any) -> Any:

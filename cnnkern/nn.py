@@ -33,8 +33,9 @@ class Conv2d(nn.Conv2d):
 
         A normalisation, a parametrization or a replica keeps them elsewhere.
         """
+        parameters: dict[str, Any] = self._parameters
         try:
-            weight, bias = self._parameters["weight"], self._parameters["bias"]
+            weight, bias = parameters["weight"], parameters["bias"]
         except KeyError:
             weight, bias = self.weight, self.bias
         return self._conv_forward(input, weight, bias)

@@ -1,4 +1,4 @@
-"""What tests and benchmarks share: operands for a problem, the float64 oracle, tolerances, problems to try.
+"""To test kernels with: operands for a problem, the float64 oracle, tolerances, problems to try.
 
 An error is the largest deviation from the oracle, relative to the root mean square of the oracle's result.
 """

@@ -72,15 +72,9 @@ def test_gradients_of_the_registered_operators_are_those_of_the_functions():
         for size in ((2, 4, 5, 5), (6, 2, 3, 3), (6,), (2, 6, 5, 5))
     )
     for activation in ("none", "relu", "silu", "hardswish", "tanh"):
-        registered = ops.FPROP(
-            x, w, k, k, residual, (1, 1), (1, 1, 1, 1), (1, 1), 2, activation, 0.0, 0, None
-        )
-        functional = CF.fused_conv2d(
-            x, w, None, 1, 1, 1, 2, scale=k, shift=k, residual=residual, activation=activation
-        )
-        gradients = [
-            torch.autograd.grad(y.pow(2).sum(), (x, w, k, residual)) for y in (registered, functional)
-        ]
+        registered = ops.FPROP(x, w, k, k, residual, (1, 1), (1, 1, 1, 1), (1, 1), 2, activation, 0.0, 0, None)
+        functional = CF.fused_conv2d(x, w, None, 1, 1, 1, 2, scale=k, shift=k, residual=residual, activation=activation)
+        gradients = [torch.autograd.grad(y.pow(2).sum(), (x, w, k, residual)) for y in (registered, functional)]
         torch.testing.assert_close(*gradients)
 
 

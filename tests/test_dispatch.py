@@ -122,7 +122,7 @@ def test_unknown_kernels_and_settings_are_refused():
     with pytest.raises(ValueError, match="cpu_direct_fprop_f32_nhwc_1x1__avx2"):
         CF.conv2d(x, w, kernel="cpu_direct_fprop_f32_nhwc_1x1__avx2")
     for wrong in ({"backend": "tpu"}, {"fallback": "maybe"}, {"kernel": "fastest"}):
-        with pytest.raises(ValueError, match="fastest|tpu|maybe"), cnnkern.use(**wrong):
+        with pytest.raises(ValueError, match=r"fastest|tpu|maybe"), cnnkern.use(**wrong):
             pass
 
 
@@ -191,7 +191,7 @@ def test_fallback_warns_once_for_each_reason(no_fallbacks):
 
 def test_fallback_can_be_forbidden(no_fallbacks):
     x, w = torch.ones(1, 2, 4, 4, dtype=torch.int32), torch.ones(3, 2, 3, 3, dtype=torch.int32)
-    with cnnkern.use(fallback="raise"), pytest.raises(dispatch.FallbackError, match="torch.int32"):
+    with cnnkern.use(fallback="raise"), pytest.raises(dispatch.FallbackError, match=r"torch\.int32"):
         CF.conv2d(x, w)
     assert dispatch.fallback_counts() == {}
 
@@ -218,7 +218,9 @@ class TestExplain:
 
     def test_copies_of_other_layouts(self):
         told = cnnkern.explain("fprop-f32-n1c8h6w6-k8r3s3-x:nchw-w:kcrs-y:nchw")
-        assert [copy.split()[0] for copy in told.copies] == ["x", "w", "y"]
+        assert [copy.split()[0] for copy in told.copies] == ["y", "x", "w"]
+        told = cnnkern.explain("wgrad-f32-n1c8h6w6-k8r3s3-w:kcrs")
+        assert told.copies == ("dw is computed in krsc and copied to kcrs",)
 
     def test_module_and_call_agree(self):
         layer, x = nn.Conv2d(4, 6, 3, padding=1), torch.randn(2, 4, 5, 5)
@@ -243,12 +245,16 @@ class TestExplain:
             assert "reference" in cnnkern.explain(DENSE).kernel
         with cnnkern.use(kernel=SECOND):
             told = cnnkern.explain(DENSE)
-        assert (told.kernel, told.reason) == (SECOND, "it is asked for by name")
+        assert told.kernel == SECOND
+        assert told.reason.startswith("it is asked for by name")
+        unable = next(name for name, why_not, _ in _C.candidates(DENSE) if why_not)
+        with cnnkern.use(kernel=unable):
+            assert _C.why_not(unable, DENSE) in cnnkern.explain(DENSE).reason
 
     def test_wrong_subjects(self):
         with pytest.raises(TypeError, match="takes a problem"):
             cnnkern.explain(3)
-        with pytest.raises(ValueError, match="torch.int32"):
+        with pytest.raises(ValueError, match=r"torch\.int32"):
             cnnkern.explain(CF.conv2d, torch.ones(1, 2, 4, 4, dtype=torch.int32), torch.ones(1, 2, 3, 3))
 
 
@@ -300,6 +306,15 @@ class TestCommandLine:
         result = run("explain", "fprop-f32")
         assert result.exit_code == 2
         assert "n#c#h#w#" in result.output
+
+    def test_a_command_without_its_dependencies_says_what_to_install(self, run, monkeypatch):
+        from cnnkern import cli
+
+        monkeypatch.setattr(cli._Commands, "elsewhere", {"bench": "cnnkern.not_installed"})
+        assert run("--help").exit_code == 0
+        result = run("bench", "--suite", "targets")
+        assert result.exit_code == 1
+        assert "pip install 'cnnkern[bench]'" in result.output
 
     def test_all_commands_are_listed(self, run):
         for command in ("info", "explain", "bench"):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import cnnkern
 from cnnkern import dispatch, testing
 from cnnkern import functional as CF
+from cnnkern.native import _C
 from cnnkern.problem import ACTIVATIONS
 
 LAYOUTS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -17,7 +18,7 @@ def call(function, arguments):
     """What a call gives, or the class and the beginning of what it raises."""
     try:
         y = function(*arguments)
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return type(error), str(error).splitlines()[0].split(" - got")[0]
     return y
 
@@ -209,7 +210,9 @@ def test_fused_conv2d_outside_of_the_kernels():
             y = CF.fused_conv2d(image, w, b, padding=1, scale=scale, activation="relu")
         assert type(y) is type(image)
         expected = composed(image, w, b, scale, None, None, "relu", None)
-        torch.testing.assert_close(y.as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            y.as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_fused_conv2d_errors():
@@ -220,6 +223,8 @@ def test_fused_conv2d_errors():
     with pytest.raises(ValueError, match="only leaky_relu and elu"):
         CF.fused_conv2d(x, w, activation="relu", alpha=0.1)
     assert call(CF.fused_conv2d, (x, w[:, :3])) == call(F.conv2d, (x, w[:, :3]))
+    with pytest.raises(RuntimeError, match="Expected all tensors to be on the same device"):
+        CF.fused_conv2d(x, w, scale=torch.rand(6, device="meta"))
     with pytest.raises(RuntimeError, match="residual has sizes"):
         CF.fused_conv2d(x, w, residual=torch.zeros(2, 6, 8, 8))
 
@@ -236,6 +241,20 @@ def test_depthwise_separable_conv2d_is_its_composition(layout):
     assert CF.depthwise_separable_conv2d(image[0], dw, pw).shape == (6, 6, 6)
     with pytest.raises(RuntimeError, match="Given groups=4"):
         CF.depthwise_separable_conv2d(image[:, :3], dw, pw)
+    with pytest.raises(RuntimeError, match="expected bias to be 1-dimensional with 4 elements"):
+        CF.depthwise_separable_conv2d(image, dw, pw, pw_bias)
+
+
+def test_the_fused_depthwise_separable_kernel_is_forced_by_name():
+    x, dw, pw = torch.randn(1, 32, 6, 6), torch.randn(32, 1, 3, 3), torch.randn(8, 32, 1, 1)
+    isa = next(isa for isa in _C.isas() if isa != "avx512_bf16")  # which adds matrix kernels alone
+    name = f"cpu_depthwise_separable_fprop_f32_nhwc_any__{isa}"
+    expected = F.conv2d(F.conv2d(x, dw, groups=32), pw)
+    torch.testing.assert_close(CF.depthwise_separable_conv2d(x, dw, pw, kernel=name), expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(RuntimeError, match=f"{name} cannot compute this call"):
+        CF.depthwise_separable_conv2d(x, dw.clone().requires_grad_(), pw, kernel=name)
+    with pytest.raises(RuntimeError, match="another"):
+        CF.depthwise_separable_conv2d(x, dw, pw, kernel="another")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
@@ -249,9 +268,7 @@ def test_the_functions_around_convolution_are_torchs(layout):
         (CF.avg_pool2d(image, 2, divisor_override=3), F.avg_pool2d(image, 2, divisor_override=3)),
         (CF.global_avg_pool2d(image), F.adaptive_avg_pool2d(image, 1)),
         (CF.global_avg_pool2d(image[0]), F.adaptive_avg_pool2d(image[0], 1)),
-        *zip(
-            CF.max_pool2d(image, 3, return_indices=True), F.max_pool2d(image, 3, return_indices=True), strict=True
-        ),
+        *zip(CF.max_pool2d(image, 3, return_indices=True), F.max_pool2d(image, 3, return_indices=True), strict=True),
     ]
     for ours, theirs in pairs:
         torch.testing.assert_close(ours, theirs)

@@ -26,7 +26,12 @@ SHAPES = (
     "n4c3h5w300-k4r1s7-p0x3",  # rows longer than a block of points
     "n1c6h5w5-k3r2s2-u3-p1",  # pixels of x that no filter reads
 )
-EPILOGUES = ("-scale-shift-act:relu", "-residual-act:elu:0.5", "-scale-shift-residual-act:hardswish", "-shift-act:relu6")
+EPILOGUES = (
+    "-scale-shift-act:relu",
+    "-residual-act:elu:0.5",
+    "-scale-shift-residual-act:hardswish",
+    "-shift-act:relu6",
+)
 
 
 def computable(kernel: str, problems: list[ConvProblem]) -> list[ConvProblem]:

@@ -67,7 +67,9 @@ def test_errors_name_what_is_wrong(text):
         ConvProblem.parse(text)
 
 
-@pytest.mark.parametrize(("alpha", "text"), [(0.01, "0.01"), (0.1 + 0.2, "0.3"), (1 / 3, "0.33333334"), (1e-30, "1e-30")])
+@pytest.mark.parametrize(
+    ("alpha", "text"), [(0.01, "0.01"), (0.1 + 0.2, "0.3"), (1 / 3, "0.33333334"), (1e-30, "1e-30")]
+)
 def test_alpha_is_written_as_the_shortest_float(alpha, text):
     assert str(ConvProblem(epilogue=Epilogue("elu", alpha=alpha))).endswith(f"-act:elu:{text}")
 

@@ -1,1 +1,1 @@
-"""Triton kernels, one file per family. Installed as cnnkern.triton_kernels: Triton ships a triton_kernels of its own."""
+"""Triton kernels, one file per family. Installed as cnnkern.triton_kernels: Triton ships a package of this name."""

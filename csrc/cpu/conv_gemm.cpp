@@ -72,6 +72,7 @@ double cut_cycles(TileShape tile, Split split, int64_t points, int64_t columns, 
   constexpr double kTileCycles = 60;        // the loops' ends and the write-back, more for more rows
   constexpr double kPointCycles = 6;
   constexpr double kRegionCycles = 10000;   // one more fork and join
+  constexpr double kSharedPageCycles = 10;  // a page of y that all threads write: where it is new, each faults on it
   const int64_t width = tile.vectors * lanes;
   const int64_t panels = (columns + width - 1) / width;
   const int last_vectors = static_cast<int>((columns - (panels - 1) * width + lanes - 1) / lanes);
@@ -82,7 +83,8 @@ double cut_cycles(TileShape tile, Split split, int64_t points, int64_t columns, 
   if (split == Split::panels) {
     const int64_t mine = (panels + threads - 1) / threads;         // the first thread's, no fewer than another's
     const double with_last = mine == panels ? last : full;
-    return (mine - 1) * full + with_last + mine * width * depth * kPackCycles;
+    const double pages = static_cast<double>(points) * columns / lanes * kVectorBytes / 4096 * (threads > 1);
+    return (mine - 1) * full + with_last + mine * width * depth * kPackCycles + pages * kSharedPageCycles;
   }
   const double pack = columns * depth * kPackCycles;
   return (panels - 1) * full + last + (split == Split::points ? pack / threads + kRegionCycles * (threads > 1) : pack);

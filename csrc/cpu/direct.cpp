@@ -34,11 +34,13 @@ template <class T, class In> Padded<In> pad(const ConvProblem& p, const T* x, in
       if (h < 0 || h >= p.h) continue;
       const T* from = x + (n * p.h + h) * p.w * p.x_stride();
       to += p.pad_left * padded.maps;
-      for (int64_t w = 0; w < p.w; ++w, from += p.x_stride(), to += padded.maps)
-        for (int64_t c = 0; c < p.c; ++c) {
-          if constexpr (std::is_same_v<T, In>) to[c] = from[c];
-          else to[c] = to_acc(from[c]);
-        }
+      // A dense row is one run of values, else each pixel is.
+      const bool dense = p.x_stride() == padded.maps && p.c == padded.maps;
+      const int64_t runs = dense ? 1 : p.w, length = dense ? p.w * p.c : p.c;
+      for (int64_t i = 0; i < runs; ++i, from += p.x_stride(), to += padded.maps) {
+        if constexpr (std::is_same_v<T, In>) std::copy_n(from, length, to);
+        else std::transform(from, from + length, to, [](T value) { return to_acc(value); });
+      }
     }
   });
   return {out, padded.h, padded.w, padded.maps};

@@ -168,7 +168,7 @@ void run_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row, int64_t v
   if (far && row + kTileRows < sweep.rows.out && tile.line_count) {
     tile.ahead_in_line = sweep.columns.in * sweep.in_stride;
     tile.ahead_in = lines[tile.line_count - 1].in + tile.ahead_in_line;
-    tile.ahead_lines = kTransposed ? 1 : kTileRows * U;
+    tile.ahead_lines = kTransposed ? (kTileRows + U - 1) / U : kTileRows * U;
     tile.ahead_columns = kTransposed ? kTilePixels / U : kTilePixels * U;
   }
   for (int64_t first = 0; first < sweep.columns.out; first += kTilePixels) {

@@ -16,7 +16,8 @@
 //
 // The `any` kernels take every other combination: unequal sizes of groups, other filters. They gather the lanes.
 //
-// Bound: FMA units; a 3x3 tile needs 36 permutes and 18 loads for 126 FMAs.
+// Bound: FMA units; a 3x3 tile needs 36 permutes and 18 loads for 126 FMAs. Measured for a 3x3 at stride 1 on one Zen 4
+// core (115 GFLOP/s) with 4, 8, 16 and 32 maps a group: 90, 104, 108 and 95 GFLOP/s; at stride 2 75 to 90.
 #include <algorithm>
 #include <tuple>
 #include <utility>

@@ -140,6 +140,8 @@ template <class T> CNNKERN_INLINE Vec<acc_t<T>> load_n(const T* p, int n) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, float>)
     return reinterpret_cast<F32>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
+  if constexpr (std::is_same_v<T, double>)
+    return reinterpret_cast<F64>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p));
 #elif defined(__AVX2__)
   if constexpr (std::is_same_v<T, float>) return reinterpret_cast<F32>(_mm256_maskload_ps(p, first_lanes(n)));
 #endif
@@ -153,6 +155,8 @@ template <class T> CNNKERN_INLINE void store_n(T* p, Vec<acc_t<T>> v, int n) {
 #if defined(__AVX512F__)
   if constexpr (std::is_same_v<T, float>)
     return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
+  if constexpr (std::is_same_v<T, double>)
+    return _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), reinterpret_cast<__m512d>(v));
 #elif defined(__AVX2__)
   if constexpr (std::is_same_v<T, float>)
     return _mm256_maskstore_ps(p, first_lanes(n), reinterpret_cast<__m256>(v));
