@@ -54,7 +54,7 @@ build: $(READY)
 lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m clang_format --dry-run --Werror $(filter %.cpp %.h, $(SOURCES))
+	$(dir $(PYTHON))clang-format --dry-run --Werror $(filter %.cpp %.h, $(SOURCES))
 
 check-spills: $(BUILT)
 	$(PYTEST) tests/test_disassembly.py

@@ -16,7 +16,7 @@ constexpr std::string_view kActivationNames[] = {"none",      "relu", "relu6",  
 struct Epilogue {
   Activation activation = Activation::none;
   bool scale = false, shift = false, residual = false;  // which operands are present
-  float alpha = 0;                                       // leaky_relu: slope below 0; elu: its alpha
+  float alpha = 0;                                      // leaky_relu: slope below 0; elu: its alpha
 
   bool operator==(const Epilogue&) const = default;
 };

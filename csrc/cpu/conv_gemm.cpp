@@ -5,9 +5,7 @@
 namespace cnnkern::cpu::CNNKERN_ISA {
 namespace {
 
-struct TileShape {
-  int rows, vectors;
-};
+struct TileShape { int rows, vectors; };
 
 // What the threads divide among them. points: all pack the weights, then each takes some points; points_packing: each
 // packs all weights for itself; panels: each packs and multiplies some panels.
@@ -44,7 +42,8 @@ template <class In, class Out, int kIndex> constexpr TileFunction<In, Out> tile_
 template <class In, class Out> struct TileTable {
   TileFunction<In, Out> functions[kMaxRows * kMaxVectors];
   template <int... kIndex>
-  constexpr explicit TileTable(std::integer_sequence<int, kIndex...>) : functions{tile_function<In, Out, kIndex>()...} {}
+  constexpr explicit TileTable(std::integer_sequence<int, kIndex...>)
+      : functions{tile_function<In, Out, kIndex>()...} {}
   TileFunction<In, Out> operator()(int rows, int vectors) const {
     return functions[(rows - 1) * kMaxVectors + vectors - 1];
   }
@@ -68,8 +67,8 @@ double points_cycles(int64_t points, int rows, int vectors) {
 // depth: steps per point, all taps together.
 double cut_cycles(TileShape tile, Split split, int64_t points, int64_t columns, double depth, int64_t threads,
                   int lanes) {
-  constexpr double kPackCycles = 0.5;       // a step of one column
-  constexpr double kTileCycles = 60;        // the loops' ends and the write-back, more for more rows
+  constexpr double kPackCycles = 0.5;  // a step of one column
+  constexpr double kTileCycles = 60;   // the loops' ends and the write-back, more for more rows
   constexpr double kPointCycles = 6;
   constexpr double kRegionCycles = 10000;   // one more fork and join
   constexpr double kSharedPageCycles = 10;  // a page of y that all threads write: where it is new, each faults on it
@@ -77,11 +76,12 @@ double cut_cycles(TileShape tile, Split split, int64_t points, int64_t columns, 
   const int64_t panels = (columns + width - 1) / width;
   const int last_vectors = static_cast<int>((columns - (panels - 1) * width + lanes - 1) / lanes);
   const int64_t my_points = split == Split::panels ? points : (points + threads - 1) / threads;
-  const double tiles = static_cast<double>((my_points + tile.rows - 1) / tile.rows) * kTileCycles + my_points * kPointCycles;
+  const double tiles =
+      static_cast<double>((my_points + tile.rows - 1) / tile.rows) * kTileCycles + my_points * kPointCycles;
   const double full = points_cycles(my_points, tile.rows, tile.vectors) * depth + tiles;
   const double last = points_cycles(my_points, tile.rows, last_vectors) * depth + tiles;
   if (split == Split::panels) {
-    const int64_t mine = (panels + threads - 1) / threads;         // the first thread's, no fewer than another's
+    const int64_t mine = (panels + threads - 1) / threads;  // the first thread's, no fewer than another's
     const double with_last = mine == panels ? last : full;
     const double pages = static_cast<double>(points) * columns / lanes * kVectorBytes / 4096 * (threads > 1);
     return (mine - 1) * full + with_last + mine * width * depth * kPackCycles + pages * kSharedPageCycles;
@@ -110,11 +110,11 @@ GemmCut choose_cut(int64_t lattices, int64_t points, int64_t columns, double dep
 
 // The taps of a row or column of points that fall inside the input, as classes of equal sets.
 struct Classes {
-  std::vector<int> of;             // class of each row (column)
-  std::vector<uint64_t> taps;      // taps of each class, a bit each
+  std::vector<int> of;         // class of each row (column)
+  std::vector<uint64_t> taps;  // taps of each class, a bit each
 };
 
-constexpr size_t kMaskTaps = 64;   // what fits a class; a filter of more taps is checked pixel by pixel
+constexpr size_t kMaskTaps = 64;  // what fits a class; a filter of more taps is checked pixel by pixel
 
 // Classes of the points i < count along one dimension of the input, `size` long.
 template <class Offset>
@@ -137,7 +137,7 @@ Classes classify(int64_t count, int64_t in_step, int64_t size, const std::vector
 // How the taps of a lattice meet the padding.
 struct Border {
   enum { none, classes, pixels } kind;
-  Classes rows, cols;   // for `classes`
+  Classes rows, cols;  // for `classes`
 
   Border(const Lattice& lattice, int64_t in_h, int64_t in_w) : kind(none) {
     const int64_t last_h = (lattice.rows - 1) * lattice.in_step_h, last_w = (lattice.cols - 1) * lattice.in_step_w;
@@ -236,9 +236,9 @@ template <class In, class Out> class Block {
 
  private:
   struct Point {
-    int64_t origin;    // element of x that tap (0, 0) reads
-    int64_t h, w;      // its input pixel
-    uint64_t inside;   // its class's taps
+    int64_t origin;   // element of x that tap (0, 0) reads
+    int64_t h, w;     // its input pixel
+    uint64_t inside;  // its class's taps
   };
 
   bool inside(const Point& point, int64_t t) const {
@@ -290,12 +290,12 @@ template <class In, class Out> class Block {
   const int64_t taps_;
   int64_t capacity_ = 0, count_ = 0;
   Point* points_;
-  int64_t* pixels_;         // of y, per point
-  const In** pointers_;     // per tile: [taps][rows]
-  int64_t* offsets_;        // per tile: [taps], rows of the panel
-  int64_t* tile_taps_;      // taps that are not all in the padding, per tile
-  int64_t* tap_offsets_;    // elements of x from tap (0, 0)
-  In* zeros_;               // what a tap in the padding reads
+  int64_t* pixels_;       // of y, per point
+  const In** pointers_;   // per tile: [taps][rows]
+  int64_t* offsets_;      // per tile: [taps], rows of the panel
+  int64_t* tile_taps_;    // taps that are not all in the padding, per tile
+  int64_t* tap_offsets_;  // elements of x from tap (0, 0)
+  In* zeros_;             // what a tap in the padding reads
   std::vector<int> slots_;
 };
 
@@ -312,15 +312,15 @@ template <class In, class Out> void Gemm<In, Out>::run(std::span<const Lattice> 
   }
   if (points == 0 || columns == 0) return;
   const int64_t threads = thread_count();
-  const GemmCut cut =
-      choose_cut(lattices.size(), points, columns, steps / points, threads, kLane, x_pixel_stride * static_cast<int64_t>(sizeof(In)));
+  const GemmCut cut = choose_cut(lattices.size(), points, columns, steps / points, threads, kLane,
+                                 x_pixel_stride * static_cast<int64_t>(sizeof(In)));
   const int64_t width = cut.tile.vectors * kLane;
   const int64_t panels = (columns + width - 1) / width;
 
   const auto panel_columns = [&](int64_t panel) { return static_cast<int>(std::min(width, columns - panel * width)); };
   const auto panel_vectors = [&](int64_t panel) { return (panel_columns(panel) + kLane - 1) / kLane; };
   const auto pack_panel = [&](int64_t panel, Packed* out) {
-    (*pack)(panel * width, panel_columns(panel), out, panel_vectors(panel) * kLane);
+    (*pack)(panel* width, panel_columns(panel), out, panel_vectors(panel) * kLane);
   };
   const auto multiply = [&](Block<In, Out>& block, int64_t begin, int64_t end, int64_t first_panel, int64_t last_panel,
                             const Packed* packed) {

@@ -20,8 +20,8 @@
 namespace cnnkern::cpu::CNNKERN_ISA {
 
 struct Tap {
-  int64_t h, w;       // input pixel that it reads, relative to point * in_step
-  int64_t offset;     // its first row in the packed panel
+  int64_t h, w;    // input pixel that it reads, relative to point * in_step
+  int64_t offset;  // its first row in the packed panel
 };
 
 // rows x cols points per image. Point (i, j) reads around input pixel (i * in_step_h, j * in_step_w) and writes output
@@ -39,16 +39,14 @@ template <class In, class Out> struct Gemm {
   int64_t images;
   const In* x;
   int64_t in_h, in_w, x_pixel_stride;
-  int64_t depth;           // elements per tap, a multiple of Step<In>::kDepth
-  int64_t packed_depth;    // rows of a panel
+  int64_t depth;         // elements per tap, a multiple of Step<In>::kDepth
+  int64_t packed_depth;  // rows of a panel
   Out* y;
   int64_t out_h, out_w, y_pixel_stride;
   int64_t columns;
   EpilogueArgs<Out> epilogue;
   // Packs columns [first, first + count) into a panel of `width` columns.
-  struct Pack {
-    virtual void operator()(int64_t first, int count, Packed* panel, int width) const = 0;
-  };
+  struct Pack { virtual void operator()(int64_t first, int count, Packed* panel, int width) const = 0; };
   const Pack* pack;
 
   void run(std::span<const Lattice> lattices) const;

@@ -5,9 +5,8 @@
 // x is copied once into xp with its padding around it. In NHWC the s taps of a filter row are then one run of s*c
 // values, so a tap of the GEMM is a whole filter row: 21 steps instead of 7 times 3. The weights are packed as they
 // lie (KRSC). wgrad uses the same runs: dw[k][r] is a GEMM with s*c columns. Bound: FMA; the copy moves 2*n*h*w*c values.
-#include "implicit_gemm.h"
-
 #include "gemm_operands.h"
+#include "implicit_gemm.h"
 #include "naming.h"
 #include "wgrad_gemm.h"
 

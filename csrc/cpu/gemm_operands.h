@@ -20,11 +20,12 @@ constexpr int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) 
 
 template <class T> struct Pixels {
   const GemmIn<T>* data;
-  int64_t stride;   // elements from pixel to pixel
-  int64_t depth;    // maps, a multiple of what a step takes
+  int64_t stride;  // elements from pixel to pixel
+  int64_t depth;   // maps, a multiple of what a step takes
 };
 
-template <class T> Pixels<T> stage_pixels(const T* source, int64_t pixels, int64_t depth, int64_t stride, Scratch slot) {
+template <class T> Pixels<T> stage_pixels(const T* source, int64_t pixels, int64_t depth, int64_t stride,
+                                          Scratch slot) {
   using In = GemmIn<T>;
   const int64_t even = round_up(depth, Step<In>::kDepth);
   if constexpr (std::is_same_v<In, T>) {
@@ -53,7 +54,7 @@ template <class T> Pixels<T> stage_pixels(const T* source, int64_t pixels, int64
 // Weights of one group, KRSC, packed for fprop: column k of the panel is filter k, its taps one after another.
 template <class T> struct PackFilters final : Gemm<GemmIn<T>, T>::Pack {
   const T* w;
-  int64_t taps, depth;   // depth: maps of a tap in memory
+  int64_t taps, depth;  // depth: maps of a tap in memory
   void operator()(int64_t first, int count, GemmPacked<T>* panel, int width) const override {
     const T* source = w + first * taps * depth;
     constexpr int kStep = Step<GemmIn<T>>::kDepth;
@@ -74,7 +75,8 @@ template <class T> struct PackMaps final : Gemm<GemmIn<T>, T>::Pack {
   }
 };
 
-template <class T> EpilogueArgs<T> epilogue_args(const ConvProblem& problem, const Operands& operands, int64_t first_map) {
+template <class T> EpilogueArgs<T> epilogue_args(const ConvProblem& problem, const Operands& operands,
+                                                 int64_t first_map) {
   using A = acc_t<T>;
   EpilogueArgs<T> args;
   if (operands.scale) args.scale = static_cast<const A*>(operands.scale) + first_map;

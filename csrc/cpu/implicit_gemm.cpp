@@ -44,7 +44,8 @@ Lattice dgrad_lattice(const ConvProblem& p, int64_t a, int64_t b, int64_t rows_p
 
 template <class T> void gemm_fprop(const ConvProblem& p, const Operands& operands) {
   using In = GemmIn<T>;
-  const int64_t cg = p.c_per_group(), kg = p.k_per_group(), rows_per_tap = round_up(cg, Step<In>::kDepth) / Step<In>::kDepth;
+  const int64_t cg = p.c_per_group(), kg = p.k_per_group(),
+                rows_per_tap = round_up(cg, Step<In>::kDepth) / Step<In>::kDepth;
   Lattice lattice{.rows = p.p(), .cols = p.q(), .in_step_h = p.stride_h, .in_step_w = p.stride_w, .taps = {}};
   for (int64_t r = 0; r < p.r; ++r)
     for (int64_t s = 0; s < p.s; ++s)
@@ -77,7 +78,8 @@ template <class T> void gemm_fprop(const ConvProblem& p, const Operands& operand
 
 template <class T> void gemm_dgrad(const ConvProblem& p, const Operands& operands) {
   using In = GemmIn<T>;
-  const int64_t cg = p.c_per_group(), kg = p.k_per_group(), rows_per_tap = round_up(kg, Step<In>::kDepth) / Step<In>::kDepth;
+  const int64_t cg = p.c_per_group(), kg = p.k_per_group(),
+                rows_per_tap = round_up(kg, Step<In>::kDepth) / Step<In>::kDepth;
   std::vector<Lattice> lattices;
   for (int64_t a = 0; a < std::min(p.stride_h, p.h); ++a)
     for (int64_t b = 0; b < std::min(p.stride_w, p.w); ++b) lattices.push_back(dgrad_lattice(p, a, b, rows_per_tap));
@@ -133,7 +135,7 @@ template <class T> void gemm_wgrad(const ConvProblem& p, const Operands& operand
                     .dw = nullptr,
                     .dw_row_stride = filter,
                     .dbias = nullptr};
-  if (p.pointwise()) {   // only the pixels that a strided 1x1 filter reads
+  if (p.pointwise()) {  // only the pixels that a strided 1x1 filter reads
     gemm.in_h = p.p(), gemm.in_w = p.q(), gemm.in_step_h = gemm.in_step_w = 1;
     gemm.x_pixel_stride *= p.stride_w, gemm.x_row_stride *= p.stride_h;
   }
@@ -155,9 +157,7 @@ template <class T> void gemm_wgrad(const ConvProblem& p, const Operands& operand
 template <class T>
 void append_directions(KernelList& list, const char* family, std::string (*why_not)(const ConvProblem&),
                        std::string (*rather_not)(const ConvProblem&)) {
-  const auto name = [&](Direction direction) {
-    return kernel_name(family, direction, kDTypeOf<T>, CNNKERN_GEMM_TILE);
-  };
+  const auto name = [&](Direction direction) { return kernel_name(family, direction, kDTypeOf<T>, CNNKERN_GEMM_TILE); };
   list.push_back({name(Direction::fprop), why_not, rather_not, gemm_fprop<T>});
   list.push_back({name(Direction::dgrad), why_not, rather_not, gemm_dgrad<T>});
   list.push_back({name(Direction::wgrad), why_not, rather_not, gemm_wgrad<T>});
@@ -176,8 +176,7 @@ void append_gemm_family(KernelList& list, const char* family, std::string (*why_
 }
 
 void append_implicit_gemm(KernelList& list) {
-  append_gemm_family(
-      list, "implicit_gemm", [](const ConvProblem&) { return std::string(); }, nullptr);
+  append_gemm_family(list, "implicit_gemm", [](const ConvProblem&) { return std::string(); }, nullptr);
 }
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA

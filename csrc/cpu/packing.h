@@ -45,7 +45,7 @@ template <class In, class Packed>
 void pack_transposed(const In* source, int64_t row_stride, int columns, int64_t depth, Packed* panel, int width) {
   using E = std::conditional_t<sizeof(Packed) == 8, double, float>;  // moved as a lane of this size
   constexpr int kLane = kLanes<E>;
-  constexpr int kPair = std::is_same_v<Packed, uint32_t> ? 2 : 1;    // elements of In per element of the panel
+  constexpr int kPair = std::is_same_v<Packed, uint32_t> ? 2 : 1;  // elements of In per element of the panel
   const int64_t rows = depth / kPair;
   for (int j0 = 0; j0 < width; j0 += kLane) {
     for (int64_t d0 = 0; d0 < rows; d0 += kLane) {

@@ -9,9 +9,7 @@ namespace cnnkern::cpu::CNNKERN_ISA {
 void append_pointwise(KernelList& list) {
   append_gemm_family(
       list, "pointwise",
-      [](const ConvProblem& p) {
-        return std::string(p.pointwise() ? "" : "the filter is not 1x1 without padding");
-      },
+      [](const ConvProblem& p) { return std::string(p.pointwise() ? "" : "the filter is not 1x1 without padding"); },
       nullptr);
 }
 

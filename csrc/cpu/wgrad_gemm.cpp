@@ -13,8 +13,8 @@ constexpr int kRows = 6, kVectors = 4;
 #else
 constexpr int kRows = 6, kVectors = 2;
 #endif
-constexpr int64_t kChunkPixels = 2048;               // of x: a panel of 64 fp32 columns is then 512 KiB
-constexpr int64_t kMaxCopyBytes = 512 * 1024;        // of dw, for one copy a thread
+constexpr int64_t kChunkPixels = 2048;         // of x: a panel of 64 fp32 columns is then 512 KiB
+constexpr int64_t kMaxCopyBytes = 512 * 1024;  // of dw, for one copy a thread
 
 template <class A>
 using TileFunction = void (*)(int64_t, const PixelPair*, const A*, const A*, int64_t, A*, int64_t, int, bool);
@@ -140,12 +140,12 @@ template <class T> void WgradGemm<T>::sum_rows(int64_t begin_row, int64_t end_ro
 
 template <class T> void WgradGemm<T>::run() const {
   const int64_t output_rows = images * out_h, threads = thread_count();
-  int64_t size = 0;   // of dw, from its first to its last element
+  int64_t size = 0;  // of dw, from its first to its last element
   for (const WgradTap& tap : taps) size = std::max(size, (rows - 1) * dw_row_stride + tap.offset + columns);
   const int64_t copies = std::min(threads, output_rows);
   if (copies == 1 || copies * size * static_cast<int64_t>(sizeof(A)) > kMaxCopyBytes) return sum_rows(0, output_rows);
 
-  const int64_t stride = size + rows;   // a copy of dw and one of dbias
+  const int64_t stride = size + rows;  // a copy of dw and one of dbias
   A* sums = scratch<A>(Scratch::sums, copies * stride);
   parallel_for(copies, 1, [&](int64_t first, int64_t last) {
     for (int64_t copy = first; copy < last; ++copy) {

@@ -16,8 +16,8 @@
 namespace cnnkern::cpu::CNNKERN_ISA {
 
 struct WgradTap {
-  int64_t h, w;     // input pixel relative to output pixel * in_step
-  int64_t offset;   // of dw[0][tap][0]
+  int64_t h, w;    // input pixel relative to output pixel * in_step
+  int64_t offset;  // of dw[0][tap][0]
 };
 
 template <class T> struct WgradGemm {
@@ -26,21 +26,21 @@ template <class T> struct WgradGemm {
   int64_t images;
   const T* dy;
   int64_t out_h, out_w, dy_pixel_stride;
-  int64_t rows;                                        // maps of dy: k
+  int64_t rows;  // maps of dy: k
   const T* x;
   int64_t in_h, in_w, x_pixel_stride, x_row_stride, x_image_stride;
-  int64_t columns;                                     // maps of x: c
+  int64_t columns;  // maps of x: c
   int64_t in_step_h, in_step_w;
   std::vector<WgradTap> taps;
   A* dw;
-  int64_t dw_row_stride;                               // from k to k + 1
-  A* dbias;                                            // [rows] or null
-  bool accumulate = false;                             // add to dw and dbias
+  int64_t dw_row_stride;    // from k to k + 1
+  A* dbias;                 // [rows] or null
+  bool accumulate = false;  // add to dw and dbias
 
   void run() const;
 
  private:
-  void sum_rows(int64_t begin, int64_t end) const;     // output rows of the images laid end to end
+  void sum_rows(int64_t begin, int64_t end) const;  // output rows of the images laid end to end
 };
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA

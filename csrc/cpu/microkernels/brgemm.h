@@ -49,23 +49,23 @@ template <> struct Step<bf16> {
     return pair - U32{};
   }
   static CNNKERN_INLINE F32 fma(F32 acc, U32 a, U32 b) {
-    return reinterpret_cast<F32>(_mm512_dpbf16_ps(reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(a),
-                                                  reinterpret_cast<__m512bh>(b)));
+    return reinterpret_cast<F32>(
+        _mm512_dpbf16_ps(reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
   }
 };
 #endif
 
 template <class In, class Out> struct Tile {
   int64_t taps;
-  const In* const* rows;                      // [taps][tile rows]
-  const int64_t* tap_offsets;                 // [taps], in vectors' rows of the panel
-  int64_t depth;                              // elements of x per tap, a multiple of Step<In>::kDepth
-  const typename Step<In>::Packed* panel;     // [total depth / kDepth][NV * lanes]
-  Out* y;                                     // at the tile's first column
+  const In* const* rows;                   // [taps][tile rows]
+  const int64_t* tap_offsets;              // [taps], in vectors' rows of the panel
+  int64_t depth;                           // elements of x per tap, a multiple of Step<In>::kDepth
+  const typename Step<In>::Packed* panel;  // [total depth / kDepth][NV * lanes]
+  Out* y;                                  // at the tile's first column
   int64_t y_pixel_stride;
-  const int64_t* pixels;                      // [tile rows], pixel of y (and of the residual) of each row
-  int64_t column;                             // the tile's first column, an index into scale, shift and residual
-  int columns;                                // <= NV * lanes, the columns that exist
+  const int64_t* pixels;  // [tile rows], pixel of y (and of the residual) of each row
+  int64_t column;         // the tile's first column, an index into scale, shift and residual
+  int columns;            // <= NV * lanes, the columns that exist
 };
 
 // The epilogue without its activation, for n columns of one pixel.
@@ -86,8 +86,8 @@ __attribute__((noinline)) void store_activated(const Tile<In, Out>& tile, const 
   for (int i = 0; i < rows; ++i) {
     for (int j = 0; j < vectors; ++j) {
       const int n = j == vectors - 1 ? tile.columns - j * kLane : kLane;
-      const auto v = affine<Out>(load(sums + (i * vectors + j) * kLane), epilogue, tile.column + j * kLane,
-                                 tile.pixels[i], n);
+      const auto v =
+          affine<Out>(load(sums + (i * vectors + j) * kLane), epilogue, tile.column + j * kLane, tile.pixels[i], n);
       store_n(tile.y + tile.pixels[i] * tile.y_pixel_stride + j * kLane,
               activate(v, epilogue.activation, epilogue.alpha), n);
     }

@@ -11,9 +11,7 @@
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 
-struct PixelPair {
-  int32_t dy, x;
-};
+struct PixelPair { int32_t dy, x; };
 
 template <class A, int MR, int NV>
 __attribute__((noinline)) void wgrad_tile(int64_t pairs, const PixelPair* pair, const A* dy, const A* x,

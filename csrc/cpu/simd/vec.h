@@ -158,8 +158,7 @@ template <class T> CNNKERN_INLINE void store_n(T* p, Vec<acc_t<T>> v, int n) {
   if constexpr (std::is_same_v<T, double>)
     return _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), reinterpret_cast<__m512d>(v));
 #elif defined(__AVX2__)
-  if constexpr (std::is_same_v<T, float>)
-    return _mm256_maskstore_ps(p, first_lanes(n), reinterpret_cast<__m256>(v));
+  if constexpr (std::is_same_v<T, float>) return _mm256_maskstore_ps(p, first_lanes(n), reinterpret_cast<__m256>(v));
 #endif
   T buffer[kLanes<T>];
   store(buffer, v);
