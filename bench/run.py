@@ -14,6 +14,7 @@ from functools import partial
 import torch
 
 from cnnkern import dispatch
+from cnnkern.bench.allocator import keep_freed_memory
 from cnnkern.bench.operands import draw, own_call
 from cnnkern.bench.peers import vendor_calls
 from cnnkern.bench.record import Comparison, Record, Row
@@ -83,6 +84,7 @@ def weight_of(case: Case) -> float:
 
 def measure(record: Record, cases: Sequence[Case], pattern: str | None, budget: float, progress: Progress) -> None:
     """Fills ``record`` with the cases' rows in about ``budget`` seconds, and tells ``progress`` of each."""
+    keep_freed_memory()
     deadline = time.perf_counter() + budget
     roof = Roofline(sorted({case.problem.dtype for case in cases}))
     flush = CacheFlush()

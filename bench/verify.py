@@ -11,24 +11,20 @@ Three checks:
 
 from __future__ import annotations
 
-import ctypes
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cnnkern.bench.allocator import poisoned_memory
 from cnnkern.bench.operands import Operands, draw, small_integers
 from cnnkern.bench.peers import vendor_call
 from cnnkern.problem import ConvProblem
 
 TOLERANCE = 8  # in units of the rounding error expected of a projection: the largest of many such errors passes
-
-M_PERTURB = -6  # of glibc's mallopt: allocated memory is filled with the complement of this byte
-POISON = 0x7F  # in every byte: 3e38 in float32 and bfloat16, 1e306 in float64, NaN in float16
 
 MakeCall = Callable[[ConvProblem, Operands], Callable[[], Tensor]]
 
@@ -39,17 +35,6 @@ class Verdict:
 
     error: float
     fault: str = ""
-
-
-@contextmanager
-def poisoned_memory() -> Iterator[None]:
-    """What is allocated holds POISON: torch.empty and the ops' results alike, where the C library is glibc."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, value: 0)
-    mallopt(M_PERTURB, POISON ^ 0xFF)
-    try:
-        yield
-    finally:
-        mallopt(M_PERTURB, 0)
 
 
 def project(tensor: Tensor, weights: Tensor, dim: int) -> Tensor:
