@@ -20,7 +20,7 @@ template <class In> struct Padded {
   int64_t h, w, maps;
 };
 
-// x with padding on all sides, maps rounded up to `multiple`; rows that no filter reaches are left out.
+// x with padding on all sides, maps rounded up to `multiple`.
 template <class T, class In> Padded<In> pad(const ConvProblem& p, const T* x, int64_t multiple) {
   const Padded<In> padded{nullptr, p.h + p.pad_top + p.pad_bottom, p.w + p.pad_left + p.pad_right,
                           round_up(p.c, multiple)};
