@@ -100,8 +100,10 @@ def build_jobs() -> int:
         return int(os.environ["MAX_JOBS"])
     memory = free_memory_gb()
     if memory < GB_PER_JOB:
-        fail(f"compiling takes up to {GB_PER_JOB} GB of memory and {memory:.1f} GB are free: "
-             "free some, or set MAX_JOBS=1 to try all the same.")
+        fail(
+            f"compiling takes up to {GB_PER_JOB} GB of memory and {memory:.1f} GB are free: "
+            "free some, or set MAX_JOBS=1 to try all the same."
+        )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, int(memory / GB_PER_JOB))
 
@@ -117,8 +119,10 @@ def checked_torch() -> Torch:
     if torch is None:
         fail(f"{sys.executable} has no torch: run `{sys.executable} -m pip install torch` first.")
     if parse_version(torch.version) < MIN_TORCH:
-        fail(f"it needs torch {MIN_TORCH[0]}.{MIN_TORCH[1]} or later and {sys.executable} has {torch.version}: "
-             f"run `{sys.executable} -m pip install --upgrade torch`.")
+        fail(
+            f"it needs torch {MIN_TORCH[0]}.{MIN_TORCH[1]} or later and {sys.executable} has {torch.version}: "
+            f"run `{sys.executable} -m pip install --upgrade torch`."
+        )
     return torch
 
 
@@ -126,8 +130,10 @@ def checked_tool(name: str, minimum: tuple[int, int]) -> str:
     """The build tool `name`; fails with the fix if it is missing."""
     path = find_tool(name, minimum)
     if path is None:
-        fail(f"there is no {name} (version {minimum[0]}.{minimum[1]} or later): "
-             f"run `{sys.executable} -m pip install {name}`.")
+        fail(
+            f"there is no {name} (version {minimum[0]}.{minimum[1]} or later): "
+            f"run `{sys.executable} -m pip install {name}`."
+        )
     return path
 
 
@@ -135,8 +141,10 @@ def check_compiler() -> None:
     """Fails with the fix if there is no C++ compiler."""
     compilers = [os.environ["CXX"].split()[0]] if os.environ.get("CXX") else ["c++", "g++", "clang++"]
     if not any(shutil.which(compiler) for compiler in compilers):
-        fail(f"there is no C++ compiler (looked for {', '.join(compilers)}): install GCC 11 or Clang 14 or later, "
-             "for example by `apt install g++`, or set CXX.")
+        fail(
+            f"there is no C++ compiler (looked for {', '.join(compilers)}): install GCC 11 or Clang 14 or later, "
+            "for example by `apt install g++`, or set CXX."
+        )
 
 
 def run_cmake(command: list[str | Path]) -> None:
@@ -159,9 +167,21 @@ class CMakeBuild(build_ext):
         prefix = ROOT if self.inplace else Path(self.build_lib).resolve()
         jobs = build_jobs()
         print(f"cnnkern: building with {jobs} jobs against torch {torch.version} in {torch.directory}", flush=True)
-        run_cmake([cmake, "-S", ROOT, "-B", tree, "-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}",
-                   f"-DPython_EXECUTABLE={sys.executable}", f"-DTORCH_DIR={torch.directory}",
-                   f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"])
+        run_cmake(
+            [
+                cmake,
+                "-S",
+                ROOT,
+                "-B",
+                tree,
+                "-G",
+                "Ninja",
+                f"-DCMAKE_MAKE_PROGRAM={ninja}",
+                f"-DPython_EXECUTABLE={sys.executable}",
+                f"-DTORCH_DIR={torch.directory}",
+                f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            ]
+        )
         run_cmake([cmake, "--build", tree, "--parallel", str(jobs)])
         run_cmake([cmake, "--install", tree, "--prefix", prefix])
 

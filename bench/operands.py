@@ -9,6 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from cnnkern import ops
 from cnnkern.problem import DTYPES, ConvProblem
 
 Fill = Callable[[int], Tensor]  # how many -> that many float32 values of variance about 1
@@ -72,16 +73,15 @@ def draw(problem: ConvProblem, fill: Fill = gaussian) -> Operands:
 def own_call(problem: ConvProblem, operands: Operands, kernel: str | None = None) -> Callable[[], Tensor]:
     """The op as :func:`cnnkern.functional.conv2d` calls it; ``kernel`` forces one by name."""
     x, w, dy, bias = operands.x, operands.w, operands.dy, operands.bias
-    geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
-    ops = torch.ops.cnnkern
+    geometry = problem.geometry
 
     def fprop() -> Tensor:
-        return ops.conv2d_fprop(x, w, None, bias, None, *geometry, "none", 0.0, 0, kernel)
+        return ops.FPROP(x, w, None, bias, None, geometry, "none", 0.0, *ops.NO_PROLOGUE, 0, kernel)
 
     def dgrad() -> Tensor:
-        return ops.conv2d_dgrad(dy, w, x.shape, *geometry, True, 0, kernel)
+        return ops.DGRAD(dy, w, x.shape, geometry, True, 0, kernel)
 
     def wgrad() -> Tensor:
-        return ops.conv2d_wgrad(dy, x, w.shape, *geometry, False, True, 0, kernel)[0]
+        return ops.WGRAD(dy, x, w.shape, geometry, False, True, *ops.NO_PROLOGUE, 0, kernel)[0]
 
     return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}[problem.direction]

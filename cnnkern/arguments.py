@@ -56,10 +56,8 @@ def why_not_own(input: Tensor, *others: Tensor | None) -> str:
     return ""
 
 
-def geometry_of(
-    weight: Tensor, stride: Size, padding: Size | str, dilation: Size
-) -> tuple[tuple[int, int], tuple[int, int, int, int], tuple[int, int]] | None:
-    """Stride, padding (top, left, bottom, right) and dilation in full; None if torch is to say what is wrong."""
+def geometry_of(weight: Tensor, stride: Size, padding: Size | str, dilation: Size) -> tuple[int, ...] | None:
+    """Stride, padding and dilation as the operators take them; None if torch is to say what is wrong."""
     steps, spread = pair(stride), pair(dilation)
     if weight is None or steps is None or spread is None:
         return None
@@ -68,7 +66,7 @@ def geometry_of(
     else:
         both = pair(padding)
         sides = both and both + both
-    return sides and (steps, sides, spread)
+    return sides and (*steps, *sides, *spread)
 
 
 def pair(value: Any) -> tuple[Any, Any] | None:

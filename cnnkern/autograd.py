@@ -14,14 +14,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.autograd.function import Function
 
-from cnnkern import batching, ops  # noqa: F401  (batching registers the vmap rules that the Functions rely on)
+from cnnkern import batching, composed, ops  # noqa: F401  (batching registers the vmap rules that the Functions rely on)
 from cnnkern.arguments import in_transform
-from cnnkern.ops import Geometry, below_autograd
+from cnnkern.ops import NO_PROLOGUE, Constants, below_autograd
+
+Prologue = tuple[Tensor | None, Tensor | None, str | None, float | None]  # x_scale, x_shift, x_activation, x_alpha
 
 _aten = torch.ops.aten
 
 # What OpOverload.__call__ calls, without a Python frame around it.
-_FPROP, _DGRAD, _WGRAD = ops.FPROP._op, ops.DGRAD._op, ops.WGRAD._op
+_FPROP, _DGRAD, _WGRAD, _BACKWARD = ops.FPROP._op, ops.DGRAD._op, ops.WGRAD._op, ops.BACKWARD._op
 
 # dz from dy and y = act(z); FROM_INPUT has the activations that need z itself.
 FROM_OUTPUT: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
@@ -115,21 +117,19 @@ def _filter_layout(w: Tensor) -> bool:
 
 
 class _Fprop:
-    """act(scale * conv(x, w) + shift + residual); arguments x, w, scale, shift, residual, geometry, activation, alpha.
+    """act(scale * conv(x, w) + shift + residual); arguments x, w, scale, shift, residual, constants, activation, alpha.
 
     x (N, C, H, W), w (K, C / groups, R, S), scale and shift (K,) or None, residual (N, K, P, Q) or None.
     """
 
     @staticmethod
     def run(
-        x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, g: Geometry,
+        x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, c: Constants,
         activation: str, alpha: float,
     ) -> Tensor:  # fmt: skip
-        stride, padding, dilation, groups, flags, kernel, _, _ = g
+        geometry, flags, kernel, _, _ = c
         with below_autograd():
-            return _FPROP(
-                x, w, scale, shift, residual, stride, padding, dilation, groups, activation, alpha, flags, kernel
-            )
+            return _FPROP(x, w, scale, shift, residual, geometry, activation, alpha, *NO_PROLOGUE, flags, kernel)
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> tuple[Tensor | None, ...]:
@@ -147,10 +147,10 @@ class _Fprop:
     @staticmethod
     def through_activation(ctx: Any, t: Tensor, saved: tuple[Any, ...]) -> Tensor:
         """act'(z) * t, which takes dy to dz and, being diagonal, z's tangent to y's."""
-        geometry, activation, alpha = ctx.rest[0]
+        constants, activation, alpha = ctx.rest[0]
         if activation in FROM_OUTPUT:
             return FROM_OUTPUT[activation](t, saved[-1], alpha)
-        z = fprop(*saved[:-1], geometry, "none", 0.0)
+        z = fprop(*saved[:-1], constants, "none", 0.0)
         return FROM_INPUT[activation](t, z)
 
     @staticmethod
@@ -159,16 +159,16 @@ class _Fprop:
             return (None,) * 8
         saved = x, w, scale, shift, *_ = ctx.saved_tensors
         needs_x, needs_w, needs_scale, needs_shift, needs_residual, *_ = ctx.needs_input_grad
-        (geometry, *_), x_size, x_channels_last, w_size, w_channels_last, _ = ctx.rest
+        (constants, *_), x_size, x_channels_last, w_size, w_channels_last, _ = ctx.rest
         dz = _Fprop.through_activation(ctx, dy, saved)
         dx = dw = dscale = dshift = None
         if needs_x:
-            dx = dgrad(dz, _times_scale(w, scale), x_size, x_channels_last, geometry)
+            dx = dgrad(dz, _times_scale(w, scale), x_size, x_channels_last, constants)
         if needs_w or needs_scale:
             if needs_shift and not in_transform() and not needs_graph(dz, x):
-                dw, dshift = _Wgrad.run_with_bias(dz, x, w_size, w_channels_last, geometry)
+                dw, dshift = _Wgrad.run_with_bias(dz, x, w_size, w_channels_last, constants)
             else:
-                dw = wgrad(dz, x, w_size, w_channels_last, geometry)
+                dw = wgrad(dz, x, w_size, w_channels_last, constants)
             if needs_scale:  # without conv(x, w) itself: the sum of dz * conv(x, w) over a map is that of dw * w
                 dscale = (dw * w).sum((1, 2, 3)).to(scale.dtype)
             dw = _times_scale(dw, scale)
@@ -182,12 +182,12 @@ class _Fprop:
         residual_t: Tensor | None, *_: None,
     ) -> Tensor:  # fmt: skip
         saved = x, w, scale, *_ = ctx.saved_tensors
-        geometry = ctx.rest[0][0]
+        constants = ctx.rest[0][0]
 
         def conv(x: Tensor | None, w: Tensor | None, scale: Tensor | None) -> Tensor | None:
             if x is None or w is None:
                 return None
-            return fprop(x, _times_scale(w, scale), None, None, None, geometry, "none", 0.0)
+            return fprop(x, _times_scale(w, scale), None, None, None, constants, "none", 0.0)
 
         z_t = _sum(
             conv(x_t, w, scale),
@@ -202,17 +202,17 @@ class _Fprop:
 
 
 class _Dgrad:
-    """dx; arguments dy, w, x_size, channels_last (the layout of dx), geometry."""
+    """dx; arguments dy, w, x_size, channels_last (the layout of dx), constants."""
 
     @staticmethod
-    def run(dy: Tensor, w: Tensor, x_size: Sequence[int], channels_last: bool, g: Geometry) -> Tensor:
-        stride, padding, dilation, groups, flags, _, kernel, _ = g
+    def run(dy: Tensor, w: Tensor, x_size: Sequence[int], channels_last: bool, c: Constants) -> Tensor:
+        geometry, flags, _, kernel, _ = c
         with below_autograd():
-            return _DGRAD(dy, w, x_size, stride, padding, dilation, groups, channels_last, flags, kernel)
+            return _DGRAD(dy, w, x_size, geometry, channels_last, flags, kernel)
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], dx: Tensor) -> tuple[Tensor, ...]:
-        dy, w, ctx.x_size, ctx.channels_last, ctx.geometry = args
+        dy, w, ctx.x_size, ctx.channels_last, ctx.constants = args
         ctx.w_size, ctx.w_channels_last = w.shape, _filter_layout(w)
         return dy, w
 
@@ -222,14 +222,14 @@ class _Dgrad:
             return (None,) * 5
         dy, w = ctx.saved_tensors
         needs_dy, needs_w = ctx.needs_input_grad[:2]
-        ddy = fprop(ddx, w, None, None, None, ctx.geometry, "none", 0.0) if needs_dy else None
-        dw = wgrad(dy, ddx, ctx.w_size, ctx.w_channels_last, ctx.geometry) if needs_w else None
+        ddy = fprop(ddx, w, None, None, None, ctx.constants, "none", 0.0) if needs_dy else None
+        dw = wgrad(dy, ddx, ctx.w_size, ctx.w_channels_last, ctx.constants) if needs_w else None
         return ddy, dw, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dy_t: Tensor | None, w_t: Tensor | None, *_: None) -> Tensor | None:
         dy, w = ctx.saved_tensors
-        rest = ctx.x_size, ctx.channels_last, ctx.geometry
+        rest = ctx.x_size, ctx.channels_last, ctx.constants
         return _sum(
             None if dy_t is None else dgrad(dy_t, w, *rest),
             None if w_t is None else dgrad(dy, w_t, *rest),
@@ -237,30 +237,30 @@ class _Dgrad:
 
 
 class _Wgrad:
-    """dw; arguments dy, x, w_size, channels_last (the layout of dw), geometry."""
+    """dw; arguments dy, x, w_size, channels_last (the layout of dw), constants."""
 
     @staticmethod
-    def run(dy: Tensor, x: Tensor, w_size: Sequence[int], channels_last: bool, g: Geometry) -> Tensor:
-        return _Wgrad.call(dy, x, w_size, False, channels_last, g)[0]
+    def run(dy: Tensor, x: Tensor, w_size: Sequence[int], channels_last: bool, c: Constants) -> Tensor:
+        return _Wgrad.call(dy, x, w_size, False, channels_last, c)[0]
 
     @staticmethod
     def run_with_bias(
-        dy: Tensor, x: Tensor, w_size: Sequence[int], channels_last: bool, g: Geometry
+        dy: Tensor, x: Tensor, w_size: Sequence[int], channels_last: bool, c: Constants
     ) -> tuple[Tensor, Tensor]:
         """(dw, db) in one pass over dy; not differentiable."""
-        return _Wgrad.call(dy, x, w_size, True, channels_last, g)
+        return _Wgrad.call(dy, x, w_size, True, channels_last, c)
 
     @staticmethod
     def call(
-        dy: Tensor, x: Tensor, w_size: Sequence[int], bias: bool, channels_last: bool, g: Geometry
+        dy: Tensor, x: Tensor, w_size: Sequence[int], bias: bool, channels_last: bool, c: Constants
     ) -> tuple[Tensor, Tensor]:
-        stride, padding, dilation, groups, flags, _, _, kernel = g
+        geometry, flags, _, _, kernel = c
         with below_autograd():
-            return _WGRAD(dy, x, w_size, stride, padding, dilation, groups, bias, channels_last, flags, kernel)
+            return _WGRAD(dy, x, w_size, geometry, bias, channels_last, *NO_PROLOGUE, flags, kernel)
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], dw: Tensor) -> tuple[Tensor, ...]:
-        dy, x, ctx.w_size, ctx.channels_last, ctx.geometry = args
+        dy, x, ctx.w_size, ctx.channels_last, ctx.constants = args
         ctx.x_size, ctx.x_channels_last = x.shape, not x.is_contiguous()
         return dy, x
 
@@ -270,26 +270,35 @@ class _Wgrad:
             return (None,) * 5
         dy, x = ctx.saved_tensors
         needs_dy, needs_x = ctx.needs_input_grad[:2]
-        ddy = fprop(x, ddw, None, None, None, ctx.geometry, "none", 0.0) if needs_dy else None
-        dx = dgrad(dy, ddw, ctx.x_size, ctx.x_channels_last, ctx.geometry) if needs_x else None
+        ddy = fprop(x, ddw, None, None, None, ctx.constants, "none", 0.0) if needs_dy else None
+        dx = dgrad(dy, ddw, ctx.x_size, ctx.x_channels_last, ctx.constants) if needs_x else None
         return ddy, dx, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dy_t: Tensor | None, x_t: Tensor | None, *_: None) -> Tensor | None:
         dy, x = ctx.saved_tensors
-        rest = ctx.w_size, ctx.channels_last, ctx.geometry
+        rest = ctx.w_size, ctx.channels_last, ctx.constants
         return _sum(
             None if dy_t is None else wgrad(dy_t, x, *rest),
             None if x_t is None else wgrad(dy, x_t, *rest),
         )
 
 
+def fprop_with_prologue(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, c: Constants,
+    activation: str, alpha: float, prologue: Prologue,
+) -> Tensor:  # fmt: skip
+    """:data:`fprop` of x read through a prologue; not differentiable."""
+    with below_autograd():
+        return _FPROP(x, w, scale, shift, residual, c.geometry, activation, alpha, *prologue, c.flags, c.fprop_kernel)
+
+
 def registered_fprop(
-    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, g: Geometry,
-    activation: str, alpha: float,
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, c: Constants,
+    activation: str, alpha: float, prologue: Prologue = NO_PROLOGUE,
 ) -> Tensor:  # fmt: skip
     """The operator called as it is, for graphs: register_autograd below knows its derivative."""
-    return ops.FPROP(x, w, scale, shift, residual, *g[:4], activation, alpha, g.flags, g.fprop_kernel)
+    return ops.FPROP(x, w, scale, shift, residual, c.geometry, activation, alpha, *prologue, c.flags, c.fprop_kernel)
 
 
 fprop = differentiable(_Fprop)
@@ -304,25 +313,33 @@ class _Conv2d(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
-        y = _Fprop.run(x, w, None, bias, None, g, "none", 0.0)
+    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, c: Constants) -> Tensor:
+        y = _Fprop.run(x, w, None, bias, None, c, "none", 0.0)
         needs_x, needs_w, _, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
-        ctx.rest = g, x.shape, not y.is_contiguous(), w.shape, _filter_layout(w)
+        ctx.rest = c, x.shape, not y.is_contiguous(), w.shape, _filter_layout(w)
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
-        g, x_size, x_channels_last, w_size, w_channels_last = ctx.rest
+        c, x_size, x_channels_last, w_size, w_channels_last = ctx.rest
         needs_x, needs_w, needs_bias, _ = ctx.needs_input_grad
+        plain = not (torch.is_grad_enabled() or in_transform() or in_forward_mode())
         dx = dw = db = None
+        if plain and needs_x and needs_w:
+            geometry, flags, _, *kernels = c
+            with below_autograd():
+                dx, dw, db = _BACKWARD(
+                    dy, x, w, geometry, needs_bias, x_channels_last, w_channels_last, flags, *kernels
+                )
+            return dx, dw, db if needs_bias else None, None
         if needs_x:
-            dx = dgrad(dy, w, x_size, x_channels_last, g)
-        if needs_w and needs_bias and not torch.is_grad_enabled() and not in_forward_mode():
-            dw, db = _Wgrad.run_with_bias(dy, x, w_size, w_channels_last, g)
+            dx = dgrad(dy, w, x_size, x_channels_last, c)
+        if plain and needs_w and needs_bias:
+            dw, db = _Wgrad.run_with_bias(dy, x, w_size, w_channels_last, c)
         elif needs_w:
-            dw = wgrad(dy, x, w_size, w_channels_last, g)
+            dw = wgrad(dy, x, w_size, w_channels_last, c)
         if needs_bias and db is None:
             db = dy.sum((0, 2, 3))
         return dx, dw, db, None
@@ -332,48 +349,100 @@ class _Conv2d(Function):
 _apply_conv2d = super(Function, _Conv2d).apply
 
 
-def conv2d(x: Tensor, w: Tensor, bias: Tensor | None, g: Geometry) -> Tensor:
+def conv2d(x: Tensor, w: Tensor, bias: Tensor | None, c: Constants) -> Tensor:
     """conv(x, w) + bias, differentiable in every way that :func:`fprop` is."""
     if in_transform() or in_forward_mode():
-        return fprop(x, w, None, bias, None, g, "none", 0.0)
+        return fprop(x, w, None, bias, None, c, "none", 0.0)
     if torch.is_grad_enabled() and torch._C._any_requires_grad(x, w, bias):
-        return _apply_conv2d(x, w, bias, g)
-    return _Fprop.run(x, w, None, bias, None, g, "none", 0.0)
+        return _apply_conv2d(x, w, bias, c)
+    return _Fprop.run(x, w, None, bias, None, c, "none", 0.0)
+
+
+def rerun(ctx: Any, positions: Sequence[int], compute: Callable[..., Any], dy: Any) -> tuple[Tensor | None, ...]:
+    """Gradients of an operator that keeps no intermediate, through ``compute``, a differentiable form of it.
+
+    ctx.saved_tensors are the arguments at ``positions``, which compute takes; dy is the gradient of its result.
+    """
+    tensors, create_graph = ctx.saved_tensors, torch.is_grad_enabled()
+    needed = [tensor for i, tensor in zip(positions, tensors, strict=True) if ctx.needs_input_grad[i]]
+    with torch.enable_grad():
+        found = iter(torch.autograd.grad(compute(*tensors), needed, dy, create_graph=create_graph))
+    return tuple(next(found) if needs else None for needs in ctx.needs_input_grad)
+
+
+_FPROP_TENSORS = (0, 1, 2, 3, 4, 8, 9)  # positions among the operators' arguments
+_WGRAD_TENSORS = (0, 1, 6, 7)
 
 
 def _fprop_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *operands, stride, padding, dilation, groups, activation, alpha, flags, kernel = inputs
-    geometry = Geometry(stride, padding, dilation, groups, flags, kernel)
-    ctx.save_for_backward(*_Fprop.save(ctx, (*operands, geometry, activation, alpha), output))
+    *operands, geometry, activation, alpha, x_scale, x_shift, x_activation, x_alpha, flags, kernel = inputs
+    constants = Constants(geometry, flags, kernel)
+    if (x_scale, x_shift, x_activation) == (None, None, None):
+        ctx.save_for_backward(*_Fprop.save(ctx, (*operands, constants, activation, alpha), output))
+        ctx.compute = None
+        return
+
+    def compute(x: Tensor, w: Tensor, scale: Any, shift: Any, residual: Any, x_scale: Any, x_shift: Any) -> Tensor:
+        t = composed.prologue(x, x_scale, x_shift, x_activation, x_alpha)
+        return fprop(t, w, scale, shift, residual, constants, activation, alpha)
+
+    ctx.save_for_backward(*(inputs[i] for i in _FPROP_TENSORS))
+    ctx.compute = compute
+
+
+def _fprop_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    if ctx.compute is not None:
+        return rerun(ctx, _FPROP_TENSORS, ctx.compute, dy)
+    return *_Fprop.backward(ctx, dy)[:5], *(None,) * 9
 
 
 def _dgrad_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    dy, w, x_size, stride, padding, dilation, groups, channels_last, flags, kernel = inputs
-    geometry = Geometry(stride, padding, dilation, groups, flags, dgrad_kernel=kernel)
-    ctx.save_for_backward(*_Dgrad.save(ctx, (dy, w, x_size, channels_last, geometry), output))
+    dy, w, x_size, geometry, channels_last, flags, kernel = inputs
+    constants = Constants(geometry, flags, dgrad_kernel=kernel)
+    ctx.save_for_backward(*_Dgrad.save(ctx, (dy, w, x_size, channels_last, constants), output))
 
 
 def _wgrad_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    dy, x, w_size, stride, padding, dilation, groups, ctx.bias, channels_last, flags, kernel = inputs
-    geometry = Geometry(stride, padding, dilation, groups, flags, wgrad_kernel=kernel)
-    ctx.save_for_backward(*_Wgrad.save(ctx, (dy, x, w_size, channels_last, geometry), output[0]))
+    dy, x, w_size, geometry, bias, channels_last, x_scale, x_shift, x_activation, x_alpha, flags, kernel = inputs
+    constants = Constants(geometry, flags, wgrad_kernel=kernel)
+
+    def compute(dy: Tensor, x: Tensor, x_scale: Any, x_shift: Any) -> tuple[Tensor, Tensor]:
+        t = composed.prologue(x, x_scale, x_shift, x_activation, x_alpha)
+        return wgrad(dy, t, w_size, channels_last, constants), _bias_gradient(dy, bias)
+
+    ctx.save_for_backward(dy, x, x_scale, x_shift)
+    ctx.compute = compute
 
 
-def _wgrad_backward(ctx: Any, ddw: Tensor, ddb: Tensor) -> tuple[Tensor | None, ...]:
-    ddy, dx, *_ = _Wgrad.backward(ctx, ddw)
-    if ctx.bias and ddy is not None:
-        ddy = ddy + ddb[:, None, None]
-    return ddy, dx, *(None,) * 9
+def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    dy, x, w, geometry, bias, x_channels_last, w_channels_last, flags, *kernels = inputs
+    constants = Constants(geometry, flags, None, *kernels)
+
+    def compute(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dx = dgrad(dy, w, x.shape, x_channels_last, constants)
+        return dx, wgrad(dy, x, w.shape, w_channels_last, constants), _bias_gradient(dy, bias)
+
+    ctx.save_for_backward(dy, x, w)
+    ctx.compute = compute
 
 
-torch.library.register_autograd(
-    "cnnkern::conv2d_fprop",
-    lambda ctx, dy: (*_Fprop.backward(ctx, dy)[:5], *(None,) * 8),
-    setup_context=_fprop_setup,
-)
+def _bias_gradient(dy: Tensor, bias: bool) -> Tensor:
+    return dy.sum((0, 2, 3)) if bias else dy[:0, 0, 0, 0]
+
+
+torch.library.register_autograd("cnnkern::conv2d_fprop", _fprop_backward, setup_context=_fprop_setup)
 torch.library.register_autograd(
     "cnnkern::conv2d_dgrad",
-    lambda ctx, ddx: (*_Dgrad.backward(ctx, ddx)[:2], *(None,) * 8),
+    lambda ctx, ddx: (*_Dgrad.backward(ctx, ddx)[:2], *(None,) * 5),
     setup_context=_dgrad_setup,
 )
-torch.library.register_autograd("cnnkern::conv2d_wgrad", _wgrad_backward, setup_context=_wgrad_setup)
+torch.library.register_autograd(
+    "cnnkern::conv2d_wgrad",
+    lambda ctx, *ddw: rerun(ctx, _WGRAD_TENSORS, ctx.compute, ddw),
+    setup_context=_wgrad_setup,
+)
+torch.library.register_autograd(
+    "cnnkern::conv2d_backward",
+    lambda ctx, *gradients: rerun(ctx, (0, 1, 2), ctx.compute, gradients),
+    setup_context=_backward_setup,
+)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cnnkern import ops
-from cnnkern.autograd import differentiable, fprop
-from cnnkern.ops import Geometry, below_autograd
+from cnnkern.autograd import differentiable, fprop, rerun
+from cnnkern.ops import Constants, below_autograd
 
 
 class _ChannelShuffle:
@@ -186,25 +186,24 @@ _register("avg_pool2d_backward", _AvgPoolBackward)
 _register("global_avg_pool2d", _GlobalAvgPool)
 
 
-def _separable_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*(inputs[i] for i in _SEPARABLE_TENSORS))
-    ctx.activations = inputs[4:6], inputs[9:11]
-    stride, padding, dilation, flags, _ = inputs[11:]
-    ctx.depthwise = Geometry(stride, padding, dilation, inputs[1].shape[0], flags)
-    ctx.pointwise = Geometry(flags=flags)
-
-
-def _separable_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    """The fused operator keeps no intermediate, so both convolutions are run again, differentiably."""
-    tensors, create_graph = ctx.saved_tensors, torch.is_grad_enabled()
-    x, dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift = tensors
-    needed = [tensor for i, tensor in zip(_SEPARABLE_TENSORS, tensors, strict=True) if ctx.needs_input_grad[i]]
-    with torch.enable_grad():
-        between = fprop(x, dw_weight, dw_scale, dw_shift, None, ctx.depthwise, *ctx.activations[0])
-        y = fprop(between, pw_weight, pw_scale, pw_shift, None, ctx.pointwise, *ctx.activations[1])
-        found = iter(torch.autograd.grad(y, needed, dy, create_graph=create_graph))
-    return tuple(next(found) if needs else None for needs in ctx.needs_input_grad)
-
-
 _SEPARABLE_TENSORS = (0, 1, 2, 3, 6, 7, 8)  # positions among the operator's arguments
-torch.library.register_autograd("cnnkern::depthwise_separable", _separable_backward, setup_context=_separable_setup)
+
+
+def _separable_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    dw_epilogue, pw_epilogue, (geometry, flags, _) = inputs[4:6], inputs[9:11], inputs[11:]
+
+    def compute(
+        x: Tensor, dw_weight: Tensor, dw_scale: Any, dw_shift: Any, pw_weight: Tensor, pw_scale: Any, pw_shift: Any
+    ) -> Tensor:
+        between = fprop(x, dw_weight, dw_scale, dw_shift, None, Constants(geometry, flags), *dw_epilogue)
+        return fprop(between, pw_weight, pw_scale, pw_shift, None, Constants(flags=flags), *pw_epilogue)
+
+    ctx.save_for_backward(*(inputs[i] for i in _SEPARABLE_TENSORS))
+    ctx.compute = compute
+
+
+torch.library.register_autograd(
+    "cnnkern::depthwise_separable",
+    lambda ctx, dy: rerun(ctx, _SEPARABLE_TENSORS, ctx.compute, dy),
+    setup_context=_separable_setup,
+)

@@ -32,27 +32,41 @@ def _scaled(size: Sequence[int], axis: int, count: int) -> list[int]:
     return [length * count if i == axis else length for i, length in enumerate(size)]
 
 
+def _regrouped(geometry: Sequence[int], count: int) -> tuple[int, ...]:
+    """The geometry of a convolution whose groups are repeated."""
+    return *geometry[:-1], geometry[-1] * count
+
+
+def _one(tensor: Tensor, dim: _Dim) -> list[int]:
+    """The size of one of the vmapped tensors."""
+    return [length for axis, length in enumerate(tensor.shape) if axis != dim]
+
+
 def _fprop(
     info: Any, in_dims: tuple[_Dim, ...], x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None,
-    residual: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int, *epilogue: Any,
+    residual: Tensor | None, geometry: Sequence[int], activation: str, alpha: float, x_scale: Tensor | None,
+    x_shift: Tensor | None, *rest: Any,
 ) -> tuple[Tensor, int]:  # fmt: skip
     count = info.batch_size
-    x_dim, w_dim, scale_dim, shift_dim, residual_dim = in_dims[:5]
-    if w_dim is scale_dim is shift_dim is None:
+    x_dim, w_dim, scale_dim, shift_dim, residual_dim, *_ = in_dims
+    x_scale_dim, x_shift_dim = in_dims[8:10]
+    epilogue = activation, alpha
+    if w_dim is scale_dim is shift_dim is x_scale_dim is x_shift_dim is None:
         x, residual = _into_first(x, x_dim, count), _into_first(residual, residual_dim, count)
-        y = ops.FPROP(x, w, scale, shift, residual, stride, padding, dilation, groups, *epilogue)
+        y = ops.FPROP(x, w, scale, shift, residual, geometry, *epilogue, x_scale, x_shift, *rest)
         return y.unflatten(0, (count, -1)), 0
     y = ops.FPROP(
         _into_maps(x, x_dim, count), _into_first(w, w_dim, count), _into_first(scale, scale_dim, count),
         _into_first(shift, shift_dim, count), _into_maps(residual, residual_dim, count),
-        stride, padding, dilation, groups * count, *epilogue,
+        _regrouped(geometry, count), *epilogue, _into_first(x_scale, x_scale_dim, count),
+        _into_first(x_shift, x_shift_dim, count), *rest,
     )  # fmt: skip
     return y.unflatten(1, (count, -1)), 1
 
 
 def _dgrad(
-    info: Any, in_dims: tuple[_Dim, ...], dy: Tensor, w: Tensor, x_size: Sequence[int], stride: Any, padding: Any,
-    dilation: Any, groups: int, *rest: Any,
+    info: Any, in_dims: tuple[_Dim, ...], dy: Tensor, w: Tensor, x_size: Sequence[int],
+    geometry: Sequence[int], *rest: Any,
 ) -> tuple[Tensor, int]:  # fmt: skip
     count = info.batch_size
     dy_dim, w_dim = in_dims[:2]
@@ -60,37 +74,51 @@ def _dgrad(
     if w_dim is None:
         dy = _into_first(dy, dy_dim, count)
     else:
-        dy, w, groups = _into_maps(dy, dy_dim, count), _into_first(w, w_dim, count), groups * count
-    dx = ops.DGRAD(dy, w, _scaled(x_size, axis, count), stride, padding, dilation, groups, *rest)
+        dy, w = _into_maps(dy, dy_dim, count), _into_first(w, w_dim, count)
+        geometry = _regrouped(geometry, count)
+    dx = ops.DGRAD(dy, w, _scaled(x_size, axis, count), geometry, *rest)
     return dx.unflatten(axis, (count, -1)), axis
 
 
 def _wgrad(
-    info: Any, in_dims: tuple[_Dim, ...], dy: Tensor, x: Tensor, w_size: Sequence[int], stride: Any, padding: Any,
-    dilation: Any, groups: int, bias: bool, *rest: Any,
+    info: Any, in_dims: tuple[_Dim, ...], dy: Tensor, x: Tensor, w_size: Sequence[int], geometry: Sequence[int],
+    bias: bool, channels_last: bool, x_scale: Tensor | None, x_shift: Tensor | None, *rest: Any,
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, _Dim]]:  # fmt: skip
     count = info.batch_size
-    dy, x = _into_maps(dy, in_dims[0], count), _into_maps(x, in_dims[1], count)
-    dw, db = ops.WGRAD(dy, x, _scaled(w_size, 0, count), stride, padding, dilation, groups * count, bias, *rest)
+    dw, db = ops.WGRAD(
+        _into_maps(dy, in_dims[0], count), _into_maps(x, in_dims[1], count), _scaled(w_size, 0, count),
+        _regrouped(geometry, count), bias, channels_last, _into_first(x_scale, in_dims[6], count),
+        _into_first(x_shift, in_dims[7], count), *rest,
+    )  # fmt: skip
     dw = dw.unflatten(0, (count, -1))
     return ((dw, db.unflatten(0, (count, -1))), (0, 0)) if bias else ((dw, db), (0, None))
+
+
+def _backward(
+    info: Any, in_dims: tuple[_Dim, ...], dy: Tensor, x: Tensor, w: Tensor, geometry: Sequence[int], bias: bool,
+    x_channels_last: bool, w_channels_last: bool, flags: int, dgrad_kernel: str | None, wgrad_kernel: str | None,
+) -> tuple[tuple[Tensor, ...], tuple[_Dim, ...]]:  # fmt: skip
+    dy_dim, x_dim, w_dim, *_ = in_dims
+    x_size, w_size = _one(x, x_dim), _one(w, w_dim)
+    dx, dx_dim = _dgrad(info, (dy_dim, w_dim), dy, w, x_size, geometry, x_channels_last, flags, dgrad_kernel)
+    dims = (dy_dim, x_dim, *(None,) * 10)
+    rest = (*ops.NO_PROLOGUE, flags, wgrad_kernel)
+    gradients, gradient_dims = _wgrad(info, dims, dy, x, w_size, geometry, bias, w_channels_last, *rest)
+    return (dx, *gradients), (dx_dim, *gradient_dims)
 
 
 def _depthwise_separable(
     info: Any, in_dims: tuple[_Dim, ...], x: Tensor, dw_weight: Tensor, dw_scale: Tensor | None,
     dw_shift: Tensor | None, dw_activation: str, dw_alpha: float, pw_weight: Tensor, pw_scale: Tensor | None,
-    pw_shift: Tensor | None, pw_activation: str, pw_alpha: float, stride: Any, padding: Any, dilation: Any, flags: int,
+    pw_shift: Tensor | None, pw_activation: str, pw_alpha: float, geometry: Sequence[int], flags: int,
     kernel: str | None,
 ) -> tuple[Tensor, int]:  # fmt: skip
-    depthwise = (None, stride, padding, dilation, _first(dw_weight, in_dims[1]), dw_activation, dw_alpha, flags, None)
-    pointwise = (None, (1, 1), (0, 0, 0, 0), (1, 1), 1, pw_activation, pw_alpha, flags, None)
-    y, dim = _fprop(info, (*in_dims[:4], None), x, dw_weight, dw_scale, dw_shift, *depthwise)
-    return _fprop(info, (dim, *in_dims[6:9], None), y, pw_weight, pw_scale, pw_shift, *pointwise)
-
-
-def _first(tensor: Tensor, dim: _Dim) -> int:
-    """The first size that is not the vmapped dimension's."""
-    return tensor.shape[1 if dim == 0 else 0]
+    rest = (*ops.NO_PROLOGUE, flags, None)
+    no_dims = (None,) * 10
+    depthwise = (None, geometry, dw_activation, dw_alpha, *rest)
+    pointwise = (None, ops.POINTWISE, pw_activation, pw_alpha, *rest)
+    y, dim = _fprop(info, (*in_dims[:4], *no_dims), x, dw_weight, dw_scale, dw_shift, *depthwise)
+    return _fprop(info, (dim, *in_dims[6:9], *no_dims), y, pw_weight, pw_scale, pw_shift, *pointwise)
 
 
 def _images_only(operator: Any) -> Any:
@@ -125,6 +153,7 @@ for _name, _rule in {
     "conv2d_fprop": _fprop,
     "conv2d_dgrad": _dgrad,
     "conv2d_wgrad": _wgrad,
+    "conv2d_backward": _backward,
     "depthwise_separable": _depthwise_separable,
     "channel_shuffle": _images_only(ops.CHANNEL_SHUFFLE),
     "max_pool2d": _images_only(ops.MAX_POOL),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cnnkern import dispatch, functional
 from cnnkern.arguments import alpha_of, geometry_of, why_not_own
 from cnnkern.backends import Candidate
-from cnnkern.problem import DIRECTIONS, ConvProblem, Epilogue
+from cnnkern.problem import DIRECTIONS, ConvProblem, Epilogue, Prologue
 
 # The kernels' layout of each operand, and the operands' names by direction: the first is what is written.
 _NATIVE = {"x_layout": "nhwc", "w_layout": "krsc", "y_layout": "nhwc"}
@@ -126,9 +126,18 @@ def _explain_call(function: Callable[..., Tensor], direction: str, *args: Any, *
         residual=call.get("residual") is not None,
         alpha=alpha_of(call.get("activation", "none"), call.get("alpha")),
     )
-    if direction != "fprop":
-        epilogue = Epilogue()
-    return _explained(ConvProblem.of(x, w, *geometry, call["groups"], epilogue, direction), call["kernel"])
+    prologue = Prologue(
+        call.get("input_activation", "none"),
+        scale=call.get("input_scale") is not None,
+        shift=call.get("input_shift") is not None,
+        alpha=alpha_of(call.get("input_activation", "none"), call.get("input_alpha")),
+    )
+    problem = ConvProblem.of(x, w, (*geometry, call["groups"]), direction)
+    if direction != "dgrad":
+        problem = replace(problem, prologue=prologue)
+    if direction == "fprop":
+        problem = replace(problem, epilogue=epilogue)
+    return _explained(problem, call["kernel"])
 
 
 def _explained(problem: ConvProblem, kernel: str | None = None) -> Explanation:

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnkern import autograd, autograd_tools, dispatch, ops
+from cnnkern import autograd, autograd_tools, composed, dispatch, ops
 from cnnkern.arguments import Size, alpha_of, autocast, emits_aten, geometry_of, in_transform, pair, why_not_own
 from cnnkern.dispatch import Settings
-from cnnkern.ops import DETERMINISTIC, Geometry
+from cnnkern.ops import DETERMINISTIC, Constants
 from cnnkern.problem import DTYPE_NAMES
 
 
@@ -57,11 +57,11 @@ def conv2d(
         return _handed_over("its arguments are unusual", settings, call)
     if input.dim() == 3:
         return conv2d(input.unsqueeze(0), *call[1:], kernel=kernel).squeeze(0)
-    plan = _plan(settings, input, geometry, groups)
+    constants = _constants(settings, input, geometry, groups)
     if torch.compiler.is_compiling():
-        return autograd.registered_fprop(input, weight, None, bias, None, plan, "none", 0.0)
+        return autograd.registered_fprop(input, weight, None, bias, None, constants, "none", 0.0)
     try:
-        return autograd.conv2d(input, weight, bias, plan)
+        return autograd.conv2d(input, weight, bias, constants)
     except (RuntimeError, TypeError) as error:
         refusal = error
     return _refused(refusal, settings, call)
@@ -81,9 +81,15 @@ def fused_conv2d(
     residual: Tensor | None = None,
     activation: str = "none",
     alpha: float | None = None,
+    input_scale: Tensor | None = None,
+    input_shift: Tensor | None = None,
+    input_activation: str = "none",
+    input_alpha: float | None = None,
     kernel: str | None = None,
 ) -> Tensor:
-    """activation(scale * (conv2d(input, weight) + bias) + shift + residual), in one kernel.
+    """activation(scale * (conv2d(t, weight) + bias) + shift + residual) in one kernel.
+
+    t = input_activation(input_scale * input + input_shift) is what the convolution reads, padded with zeros.
 
     Args:
         input, weight, bias, stride, padding, dilation, groups, kernel: as :func:`conv2d`.
@@ -91,30 +97,40 @@ def fused_conv2d(
         residual: of the result's shape and dtype.
         activation: none, relu, relu6, leaky_relu, elu, hardswish, silu, sigmoid or tanh.
         alpha: slope below 0 of leaky_relu (0.01 if None), alpha of elu (1 if None); not negative.
+        input_scale, input_shift: (C,), as scale and shift; input_activation and input_alpha as activation and alpha.
 
-    Returns what :func:`conv2d` returns. Differentiable in all tensors; where a gradient is needed silu and hardswish
-    run after the kernel, because their derivative takes their input. Raises ValueError for an activation or alpha that
+    Returns what :func:`conv2d` returns. Differentiable in all tensors; where a gradient is needed, what is done to the
+    input, and silu and hardswish, run as operators of their own. Raises ValueError for an activation or alpha that
     there is not, and :func:`conv2d`'s errors.
     """
-    alpha = alpha_of(activation, alpha)
+    alpha, input_alpha = alpha_of(activation, alpha), alpha_of(input_activation, input_alpha)
     if torch.is_autocast_enabled("cpu"):
         input, weight, residual = autocast(input, weight, residual)
+    tensors = (input, weight, bias, scale, shift, residual, input_scale, input_shift)
     settings = dispatch.settings(kernel)
-    composed = settings.backend == "vendor" or emits_aten() or why_not_own(input, weight, bias, scale, shift, residual)
-    geometry = None if composed else geometry_of(weight, stride, padding, dilation)
-    if geometry is None or input.dim() != 4:
+    own = not (settings.backend == "vendor" or emits_aten() or why_not_own(*tensors)) and input.dim() == 4
+    geometry = geometry_of(weight, stride, padding, dilation) if own else None
+    through = input_activation != "none" or input_scale is not None or input_shift is not None
+    prologue = (input_scale, input_shift, input_activation, input_alpha) if through else ops.NO_PROLOGUE
+    if through and (geometry is None or in_transform() or autograd.needs_graph(*tensors)):
+        input, prologue, through = composed.prologue(input, *prologue), ops.NO_PROLOGUE, False
+    if geometry is None:
         y = conv2d(input, weight, bias, stride, padding, dilation, groups, kernel=kernel)
-        return _epilogue(y, scale, shift, residual, activation, alpha)
+        return composed.epilogue(y, scale, shift, residual, activation, alpha)
     if bias is not None:
         bias = bias if scale is None else scale * bias
         shift = bias if shift is None else bias + shift
-    plan = _plan(settings, input, geometry, groups)
-    tensors = (input, weight, scale, shift, residual)
-    fprop = autograd.registered_fprop if torch.compiler.is_compiling() else autograd.fprop
+    operands = (input, weight, scale, shift, residual, _constants(settings, input, geometry, groups))
+    after = activation in autograd.FROM_INPUT and autograd.needs_graph(*tensors)
+    fused = ("none", 0.0) if after else (activation, alpha)
     try:
-        if activation in autograd.FROM_INPUT and autograd.needs_graph(*tensors):
-            return activate(fprop(*tensors, plan, "none", 0.0), activation, alpha)
-        return fprop(*tensors, plan, activation, alpha)
+        if torch.compiler.is_compiling():
+            y = autograd.registered_fprop(*operands, *fused, prologue)
+        elif through:
+            y = autograd.fprop_with_prologue(*operands, *fused, prologue)
+        else:
+            y = autograd.fprop(*operands, *fused)
+        return composed.activate(y, activation, alpha) if after else y
     except RuntimeError as error:
         refusal = error
     F.conv2d(input, weight, None, stride, padding, dilation, groups)  # raises if it is the convolution that is wrong
@@ -162,7 +178,7 @@ def depthwise_separable_conv2d(
     refusal: Exception = dispatch.NoKernelError(f"{kernel} cannot compute this call: it takes two convolutions")
     if geometry is not None:
         operands = (input, dw_weight, None, dw_bias, "none", 0.0, pw_weight, None, pw_bias, "none", 0.0)
-        rest = (*geometry, _flags(settings), kernel)
+        rest = ((*geometry, dw_weight.shape[0]), _flags(settings), kernel)
         try:
             return _call(autograd_tools.depthwise_separable, ops.DEPTHWISE_SEPARABLE, *operands, *rest)
         except RuntimeError as error:
@@ -222,34 +238,16 @@ def global_avg_pool2d(input: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(input, 1)
 
 
-_ACTIVATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "none": lambda x, alpha: x,
-    "relu": lambda x, alpha: F.relu(x),
-    "relu6": lambda x, alpha: F.relu6(x),
-    "leaky_relu": lambda x, alpha: F.leaky_relu(x, alpha),
-    "elu": lambda x, alpha: F.elu(x, alpha),
-    "hardswish": lambda x, alpha: F.hardswish(x),
-    "silu": lambda x, alpha: F.silu(x),
-    "sigmoid": lambda x, alpha: torch.sigmoid(x),
-    "tanh": lambda x, alpha: torch.tanh(x),
-}
-
-
-def activate(input: Tensor, activation: str, alpha: float | None = None) -> Tensor:
-    """:func:`fused_conv2d`'s activation alone, elementwise, by torch."""
-    return _ACTIVATIONS[activation](input, alpha_of(activation, alpha))
-
-
 def _flags(settings: Settings) -> int:
     return settings.flags | (DETERMINISTIC if torch.are_deterministic_algorithms_enabled() else 0)
 
 
-def _plan(settings: Settings, input: Tensor, geometry: tuple[Any, Any, Any], groups: int) -> Geometry:
+def _constants(settings: Settings, input: Tensor, geometry: tuple[int, ...], groups: int) -> Constants:
     """Everything but tensors that the operators of one call and of its backward pass are given."""
     kernels = settings.kernels
     if settings.backend == "reference":
         kernels = dispatch.reference_kernels(DTYPE_NAMES[input.dtype])
-    return Geometry._make((*geometry, groups, _flags(settings), *kernels))
+    return Constants._make(((*geometry, groups), _flags(settings), *kernels))
 
 
 def _call(eager: Callable[..., Any], operator: Any, *args: Any) -> Any:
@@ -272,15 +270,6 @@ def _refused(refusal: Exception, settings: Settings, call: tuple[Any, ...]) -> T
         raise refusal
     dispatch.note_fallback(str(refusal))
     return y
-
-
-def _epilogue(
-    y: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, activation: str, alpha: float
-) -> Tensor:
-    z = y if scale is None else y * scale[:, None, None]
-    z = z if shift is None else z + shift[:, None, None]
-    z = z if residual is None else z + residual
-    return activate(z, activation, alpha).to(y.dtype)
 
 
 def _own_images(input: Tensor) -> bool:

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cnnkern.arguments import alpha_of
-from cnnkern.functional import activate, channel_shuffle, conv2d, depthwise_separable_conv2d, fused_conv2d
+from cnnkern.composed import activate
+from cnnkern.functional import channel_shuffle, conv2d, depthwise_separable_conv2d, fused_conv2d
 
 # torch.fx records a call of these as one node, as it does for torch.nn.functional's.
 for _name in ("channel_shuffle", "conv2d", "depthwise_separable_conv2d", "fused_conv2d"):
@@ -104,7 +105,7 @@ class ConvBNReLU2d(nn.Module):
         """(N, K, P, Q) of (N, C, H, W)."""
         conv, bn = self.conv, self.bn
         if bn.training or bn.running_mean is None or _hooked(conv) or _hooked(bn):
-            return activate(bn(conv(input)), self.activation, self.alpha)
+            return activate(bn(conv(input)), self.activation, alpha_of(self.activation, self.alpha))
         scale, shift = fold_batch_norm(bn)
         return fused_conv2d(
             input,

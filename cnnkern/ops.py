@@ -1,7 +1,8 @@
 """The operators as torch sees them: calls below autograd, fake kernels and FLOP formulas.
 
 csrc/ops.cpp states the schemas and holds the CPU implementations. :mod:`cnnkern.autograd` makes them differentiable,
-:mod:`cnnkern.batching` gives them their vmap rules. In all of them padding is (top, left, bottom, right).
+:mod:`cnnkern.batching` gives them their vmap rules. In all of them ``geometry`` is nine numbers, stride
+(vertical, horizontal), padding (top, left, bottom, right), dilation (vertical, horizontal) and groups.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from cnnkern.problem import output_size, suggests_channels_last
 FPROP = torch.ops.cnnkern.conv2d_fprop.default
 DGRAD = torch.ops.cnnkern.conv2d_dgrad.default
 WGRAD = torch.ops.cnnkern.conv2d_wgrad.default
+BACKWARD = torch.ops.cnnkern.conv2d_backward.default
 DEPTHWISE_SEPARABLE = torch.ops.cnnkern.depthwise_separable.default
 CHANNEL_SHUFFLE = torch.ops.cnnkern.channel_shuffle.default
 MAX_POOL = torch.ops.cnnkern.max_pool2d.default
@@ -29,15 +31,14 @@ AVG_POOL_BACKWARD = torch.ops.cnnkern.avg_pool2d_backward.default
 GLOBAL_AVG_POOL = torch.ops.cnnkern.global_avg_pool2d.default
 
 STRICT, DETERMINISTIC = 1, 2  # bits of every operator's `flags`
+POINTWISE = (1, 1, 0, 0, 0, 0, 1, 1, 1)  # the geometry of a 1x1 convolution
+NO_PROLOGUE = (None, None, None, None)
 
 
-class Geometry(NamedTuple):
+class Constants(NamedTuple):
     """What a convolution and its derivatives share besides their tensors, settled once when the forward runs."""
 
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
+    geometry: tuple[int, ...] = POINTWISE
     flags: int = 0
     fprop_kernel: str | None = None  # names of forced kernels
     dgrad_kernel: str | None = None
@@ -54,58 +55,68 @@ def memory_format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
-def _output_pixels(
-    x_size: Sequence[int], w_size: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> tuple[int, int]:
-    p = output_size(x_size[2], w_size[2], padding[0], padding[2], stride[0], dilation[0])
-    q = output_size(x_size[3], w_size[3], padding[1], padding[3], stride[1], dilation[1])
+def _output_pixels(x_size: Sequence[int], w_size: Sequence[int], geometry: Sequence[int]) -> tuple[int, int]:
+    stride_h, stride_w, top, left, bottom, right, dilation_h, dilation_w, _ = geometry
+    p = output_size(x_size[2], w_size[2], top, bottom, stride_h, dilation_h)
+    q = output_size(x_size[3], w_size[3], left, right, stride_w, dilation_w)
     torch._check(p > 0 and q > 0, lambda: f"the filter of {tuple(w_size[2:])} is larger than the padded input")
     return p, q
 
 
 @torch.library.register_fake("cnnkern::conv2d_fprop")
 def _fprop_fake(
-    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None, stride: Sequence[int],
-    padding: Sequence[int], dilation: Sequence[int], groups: int, activation: str, alpha: float, flags: int,
-    kernel: str | None,
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None,
+    geometry: Sequence[int], activation: str, alpha: float, x_scale: Tensor | None, x_shift: Tensor | None,
+    x_activation: str | None, x_alpha: float | None, flags: int, kernel: str | None,
 ) -> Tensor:  # fmt: skip
+    groups = geometry[-1]
     torch._check(x.dim() == 4 and w.dim() == 4, lambda: f"x and w have 4 dimensions, not {x.dim()} and {w.dim()}")
     torch._check(x.dtype == w.dtype, lambda: f"x is {x.dtype}, w is {w.dtype}")
     torch._check(
         x.shape[1] == w.shape[1] * groups, lambda: f"groups={groups}, w {tuple(w.shape)} and x {tuple(x.shape)}"
     )
     torch._check(w.shape[0] % groups == 0, lambda: f"groups={groups} does not divide {w.shape[0]} output channels")
-    size = (x.shape[0], w.shape[0], *_output_pixels(x.shape, w.shape, stride, padding, dilation))
+    size = (x.shape[0], w.shape[0], *_output_pixels(x.shape, w.shape, geometry))
     channels_last = suggests_channels_last(x) or suggests_channels_last(w)
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
 
 
 @torch.library.register_fake("cnnkern::conv2d_dgrad")
 def _dgrad_fake(
-    dy: Tensor, w: Tensor, x_size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], groups: int, channels_last: bool, flags: int, kernel: str | None,
+    dy: Tensor, w: Tensor, x_size: Sequence[int], geometry: Sequence[int], channels_last: bool, flags: int,
+    kernel: str | None,
 ) -> Tensor:  # fmt: skip
     return torch.empty(x_size, dtype=dy.dtype, device=dy.device, memory_format=memory_format(channels_last))
 
 
 @torch.library.register_fake("cnnkern::conv2d_wgrad")
 def _wgrad_fake(
-    dy: Tensor, x: Tensor, w_size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], groups: int, bias: bool, channels_last: bool, flags: int, kernel: str | None,
+    dy: Tensor, x: Tensor, w_size: Sequence[int], geometry: Sequence[int], bias: bool, channels_last: bool,
+    x_scale: Tensor | None, x_shift: Tensor | None, x_activation: str | None, x_alpha: float | None, flags: int,
+    kernel: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     dw = torch.empty(w_size, dtype=dy.dtype, device=dy.device, memory_format=memory_format(channels_last))
     return dw, dy.new_empty(dy.shape[1] if bias else 0)
+
+
+@torch.library.register_fake("cnnkern::conv2d_backward")
+def _backward_fake(
+    dy: Tensor, x: Tensor, w: Tensor, geometry: Sequence[int], bias: bool, x_channels_last: bool,
+    w_channels_last: bool, flags: int, dgrad_kernel: str | None, wgrad_kernel: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    dx = _dgrad_fake(dy, w, x.shape, geometry, x_channels_last, flags, dgrad_kernel)
+    rest = bias, w_channels_last, *NO_PROLOGUE, flags, wgrad_kernel
+    return dx, *_wgrad_fake(dy, x, w.shape, geometry, *rest)
 
 
 @torch.library.register_fake("cnnkern::depthwise_separable")
 def _depthwise_separable_fake(
     x: Tensor, dw_weight: Tensor, dw_scale: Tensor | None, dw_shift: Tensor | None, dw_activation: str,
     dw_alpha: float, pw_weight: Tensor, pw_scale: Tensor | None, pw_shift: Tensor | None, pw_activation: str,
-    pw_alpha: float, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], flags: int,
-    kernel: str | None,
+    pw_alpha: float, geometry: Sequence[int], flags: int, kernel: str | None,
 ) -> Tensor:  # fmt: skip
-    depthwise = (stride, padding, dilation, dw_weight.shape[0], dw_activation, dw_alpha, flags, None)
-    pointwise = ((1, 1), (0, 0, 0, 0), (1, 1), 1, pw_activation, pw_alpha, flags, None)
+    depthwise = (geometry, dw_activation, dw_alpha, *NO_PROLOGUE, flags, None)
+    pointwise = (POINTWISE, pw_activation, pw_alpha, *NO_PROLOGUE, flags, None)
     between = _fprop_fake(x, dw_weight, dw_scale, dw_shift, None, *depthwise)
     return _fprop_fake(between, pw_weight, pw_scale, pw_shift, None, *pointwise)
 
@@ -167,6 +178,11 @@ def _dgrad_flops(dy_size: Sequence[int], w_size: Sequence[int], *_: Any, **__: A
 @register_flop_formula(torch.ops.cnnkern.conv2d_wgrad)
 def _wgrad_flops(dy_size: Sequence[int], x_size: Sequence[int], w_size: Sequence[int], *_: Any, **__: Any) -> int:
     return _conv_flops(dy_size, w_size)
+
+
+@register_flop_formula(torch.ops.cnnkern.conv2d_backward)
+def _backward_flops(dy_size: Sequence[int], x_size: Sequence[int], w_size: Sequence[int], *_: Any, **__: Any) -> int:
+    return 2 * _conv_flops(dy_size, w_size)
 
 
 @register_flop_formula(torch.ops.cnnkern.depthwise_separable)

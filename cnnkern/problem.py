@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,13 +48,33 @@ class Epilogue:
     alpha: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"unknown activation {self.activation!r}: it is one of {', '.join(ACTIVATIONS)}")
+        _check_activation(self.activation)
+
+
+@dataclass(frozen=True, slots=True)
+class Prologue:
+    """What is done to x while it is read, before the padding is put around it: ``act(scale * x + shift)``.
+
+    ``alpha`` as in :class:`Epilogue`.
+    """
+
+    activation: str = "none"
+    scale: bool = False
+    shift: bool = False
+    alpha: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_activation(self.activation)
+
+
+def _check_activation(name: str) -> None:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {name!r}: it is one of {', '.join(ACTIVATIONS)}")
 
 
 @dataclass(frozen=True, slots=True)
 class ConvProblem:
-    """One convolution in one direction: sizes, geometry, types, layouts and epilogue.
+    """One convolution in one direction: sizes, geometry, types, layouts, prologue and epilogue.
 
     Sizes are in pixels and maps; pixel strides are in elements, 0 for dense. Layouts are those of the tensors as they
     are handed over: kernels compute in NHWC, so an operand in another layout is copied first.
@@ -73,6 +93,7 @@ class ConvProblem:
     groups: int = 1
     x_pixel_stride: int = 0
     y_pixel_stride: int = 0
+    prologue: Prologue = field(default_factory=Prologue)
     epilogue: Epilogue = field(default_factory=Epilogue)
     direction: str = "fprop"
     dtype: str = "f32"
@@ -131,6 +152,11 @@ class ConvProblem:
         return self.n, self.k, self.p, self.q
 
     @property
+    def geometry(self) -> tuple[int, ...]:
+        """Stride, padding, dilation and groups as the operators take them (:mod:`cnnkern.ops`)."""
+        return *self.stride, *self.padding, *self.dilation, self.groups
+
+    @property
     def gemm_k(self) -> int:
         """Number of products summed into one element of the result."""
         c_per_group, k_per_group = self.c // self.groups, self.k // self.groups
@@ -151,32 +177,31 @@ class ConvProblem:
         tokens.append(f"k{self.k}r{self.r}s{self.s}")
         tokens += [write(value) for name, default, write in _OPTIONAL if (value := getattr(self, name)) != default]
         tokens += [name for name in ("scale", "shift", "residual") if getattr(self.epilogue, name)]
-        if self.epilogue.activation != "none":
-            alpha = f":{_shortest_float(self.epilogue.alpha)}" if self.epilogue.alpha else ""
-            tokens.append(f"act:{self.epilogue.activation}{alpha}")
+        tokens += _activation_token("act", self.epilogue)
+        tokens += [f"x{name}" for name in ("scale", "shift") if getattr(self.prologue, name)]
+        tokens += _activation_token("xact", self.prologue)
         return "-".join(tokens)
 
     @classmethod
     def parse(cls, text: str) -> ConvProblem:
         """Reads a problem string; raises ValueError that names the token at fault."""
         values: dict[str, Any] = {}
-        epilogue: dict[str, Any] = {}
+        halves: dict[str, dict[str, Any]] = {"prologue": {}, "epilogue": {}}
         tokens = re.split("-(?=[a-z])", text)  # before a digit it is a minus: act:elu:1e-05
         for position, token in enumerate(tokens):
             allowed = _REQUIRED[position : position + 1] or _TOKENS
-            for pattern, read in allowed:
+            for part, pattern, read in allowed:
                 if match := pattern.fullmatch(token):
-                    new = read(match)
+                    known, new = halves.get(part, values), read(match)
                     break
             else:
                 raise ValueError(f"problem {text!r}: cannot read {token!r}")
-            known = epilogue if new.keys() <= _EPILOGUE_FIELDS else values
             if known.keys() & new.keys():
                 raise ValueError(f"problem {text!r}: {token!r} is given twice")
             known.update(new)
         if len(tokens) < len(_REQUIRED):
             raise ValueError(f"problem {text!r}: it starts with direction-dtype-n#c#h#w#-k#r#s#")
-        problem = cls(epilogue=Epilogue(**epilogue), **values)
+        problem = cls(prologue=Prologue(**halves["prologue"]), epilogue=Epilogue(**halves["epilogue"]), **values)
         if reason := problem.why_invalid:
             raise ValueError(f"problem {text!r}: {reason}")
         return problem
@@ -186,21 +211,19 @@ class ConvProblem:
         cls,
         x: Tensor,
         w: Tensor,
-        stride: tuple[int, int] = (1, 1),
-        padding: tuple[int, int, int, int] = (0, 0, 0, 0),
-        dilation: tuple[int, int] = (1, 1),
-        groups: int = 1,
-        epilogue: Epilogue = Epilogue(),
+        geometry: tuple[int, ...] = (1, 1, 0, 0, 0, 0, 1, 1, 1),
         direction: str = "fprop",
     ) -> ConvProblem:
-        """The problem that a call on x (N, C, H, W) and w (K, C / groups, R, S) poses."""
+        """The problem that a call on x (N, C, H, W) and w (K, C / groups, R, S) poses; geometry as the property is."""
         x_nhwc, w_nhwc = suggests_channels_last(x), suggests_channels_last(w)
         n, c, h, width = x.shape
         k, _, r, s = w.shape
+        stride_h, stride_w, top, left, bottom, right, dilation_h, dilation_w, groups = geometry
         layout = "nhwc" if x_nhwc or w_nhwc else "nchw"
         return cls(
-            n, c, h, width, k, r, s, stride, padding, dilation, groups,
-            epilogue=epilogue, direction=direction, dtype=DTYPE_NAMES[x.dtype],
+            n, c, h, width, k, r, s, (stride_h, stride_w), (top, left, bottom, right),
+            (dilation_h, dilation_w), groups,
+            direction=direction, dtype=DTYPE_NAMES[x.dtype],
             x_layout="nhwc" if x_nhwc else "nchw", y_layout=layout, w_layout="krsc" if w_nhwc else "kcrs",
         )  # fmt: skip
 
@@ -215,6 +238,13 @@ def _shortest_float(value: float) -> str:
     single = struct.pack("f", value)
     (value,) = struct.unpack("f", single)
     return next(text for digits in range(1, 10) if struct.pack("f", float(text := f"{value:.{digits}g}")) == single)
+
+
+def _activation_token(name: str, half: Prologue | Epilogue) -> list[str]:
+    """``act:elu:0.5``, or nothing where there is no activation."""
+    if half.activation == "none":
+        return []
+    return [f"{name}:{half.activation}" + (f":{_shortest_float(half.alpha)}" if half.alpha else "")]
 
 
 def _numbers(letter: str, value: tuple[int, ...]) -> str:
@@ -251,9 +281,13 @@ def _activation(match: re.Match[str]) -> dict[str, Any]:
     return {"activation": match["name"], "alpha": float(match["alpha"] or 0)}
 
 
-_EPILOGUE_FIELDS = {item.name for item in fields(Epilogue)}
-_REQUIRED: tuple[tuple[re.Pattern[str], _Read], ...] = tuple(
-    (re.compile(pattern), read)
+def _flag(match: re.Match[str]) -> dict[str, Any]:
+    return {match[1]: True}
+
+
+# Every token: the part of the problem that it belongs to, how it is written, how it is read.
+_REQUIRED: tuple[tuple[str, re.Pattern[str], _Read], ...] = tuple(
+    ("", re.compile(pattern), read)
     for pattern, read in (
         (f"(?P<direction>{'|'.join(DIRECTIONS)})", lambda match: match.groupdict()),
         (f"(?P<dtype>{'|'.join(DTYPES)})", lambda match: match.groupdict()),
@@ -261,19 +295,22 @@ _REQUIRED: tuple[tuple[re.Pattern[str], _Read], ...] = tuple(
         (r"k(?P<k>\d+)r(?P<r>\d+)s(?P<s>\d+)", _groupdict_of_ints),
     )
 )
-_TOKENS: tuple[tuple[re.Pattern[str], _Read], ...] = tuple(
-    (re.compile(pattern), read)
-    for pattern, read in (
-        (r"u(\d+(?:x\d+)?)", lambda match: {"stride": _repeat(match[1], 2)}),
-        (r"p(\d+(?:x\d+|(?:x\d+){3})?)", lambda match: {"padding": _repeat(match[1], 4)}),
-        (r"l(\d+(?:x\d+)?)", lambda match: {"dilation": _repeat(match[1], 2)}),
-        (r"g(?P<groups>\d+)", _groupdict_of_ints),
-        (r"x:(?P<x_layout>nhwc|nchw)", lambda match: match.groupdict()),
-        (r"w:(?P<w_layout>krsc|kcrs)", lambda match: match.groupdict()),
-        (r"y:(?P<y_layout>nhwc|nchw)", lambda match: match.groupdict()),
-        (r"xs(?P<x_pixel_stride>\d+)", _groupdict_of_ints),
-        (r"ys(?P<y_pixel_stride>\d+)", _groupdict_of_ints),
-        (r"scale|shift|residual", lambda match: {match[0]: True}),
-        (rf"act:(?P<name>{'|'.join(ACTIVATIONS)})(?::(?P<alpha>[-+.e\d]+))?", _activation),
+_ACT = rf"act:(?P<name>{'|'.join(ACTIVATIONS)})(?::(?P<alpha>[-+.e\d]+))?"
+_TOKENS: tuple[tuple[str, re.Pattern[str], _Read], ...] = tuple(
+    (part, re.compile(pattern), read)
+    for part, pattern, read in (
+        ("", r"u(\d+(?:x\d+)?)", lambda match: {"stride": _repeat(match[1], 2)}),
+        ("", r"p(\d+(?:x\d+|(?:x\d+){3})?)", lambda match: {"padding": _repeat(match[1], 4)}),
+        ("", r"l(\d+(?:x\d+)?)", lambda match: {"dilation": _repeat(match[1], 2)}),
+        ("", r"g(?P<groups>\d+)", _groupdict_of_ints),
+        ("", r"x:(?P<x_layout>nhwc|nchw)", lambda match: match.groupdict()),
+        ("", r"w:(?P<w_layout>krsc|kcrs)", lambda match: match.groupdict()),
+        ("", r"y:(?P<y_layout>nhwc|nchw)", lambda match: match.groupdict()),
+        ("", r"xs(?P<x_pixel_stride>\d+)", _groupdict_of_ints),
+        ("", r"ys(?P<y_pixel_stride>\d+)", _groupdict_of_ints),
+        ("epilogue", "(scale|shift|residual)", _flag),
+        ("epilogue", _ACT, _activation),
+        ("prologue", "x(scale|shift)", _flag),
+        ("prologue", f"x{_ACT}", _activation),
     )
 )

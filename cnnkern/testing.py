@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnkern import ops
-from cnnkern.functional import activate
+from cnnkern import composed, ops
 from cnnkern.problem import DIRECTIONS, DTYPES, ConvProblem
 
 # Rounding errors of a sum of gemm_k products grow as its square root; the constant covers the largest of many sums.
@@ -28,7 +27,10 @@ _ROUND_FACTOR = 4.0
 
 @dataclass(frozen=True)
 class Operands:
-    """Tensors of a problem in its layouts: x (N, C, H, W), w (K, C / groups, R, S), dy (N, K, P, Q), its epilogue's."""
+    """Tensors of a problem in its layouts: x (N, C, H, W), w (K, C / groups, R, S), dy (N, K, P, Q).
+
+    And its epilogue's: scale and shift (K,), residual (N, K, P, Q); and its prologue's: x_scale and x_shift (C,).
+    """
 
     x: Tensor
     w: Tensor
@@ -36,6 +38,8 @@ class Operands:
     scale: Tensor | None = None
     shift: Tensor | None = None
     residual: Tensor | None = None
+    x_scale: Tensor | None = None
+    x_shift: Tensor | None = None
 
 
 def operands(problem: ConvProblem, fill: str = "normal", seed: int = 0, offset: int = 0) -> Operands:
@@ -58,17 +62,19 @@ def operands(problem: ConvProblem, fill: str = "normal", seed: int = 0, offset: 
             values = (torch.randn(tuple(size), generator=generator, dtype=torch.float64) * spread).to(dtype)
         return _laid_out(values, nhwc, pixel_stride, offset)
 
-    def per_map() -> Tensor:
-        return tensor((1, problem.k, 1, 1), False).flatten()
+    def per_map(maps: int) -> Tensor:
+        return tensor((1, maps, 1, 1), False).flatten()
 
     spread = 1 / math.sqrt(max(1, problem.c // problem.groups * problem.r * problem.s))
     return Operands(
         x=tensor(problem.x_size, problem.x_layout == "nhwc", problem.x_pixel_stride),
         w=tensor(problem.w_size, problem.w_layout == "krsc", spread=spread),
         dy=tensor(problem.y_size, problem.y_layout == "nhwc", problem.y_pixel_stride),
-        scale=per_map() if problem.epilogue.scale else None,
-        shift=per_map() if problem.epilogue.shift else None,
+        scale=per_map(problem.k) if problem.epilogue.scale else None,
+        shift=per_map(problem.k) if problem.epilogue.shift else None,
         residual=tensor(problem.y_size, problem.y_layout == "nhwc") if problem.epilogue.residual else None,
+        x_scale=per_map(problem.c) if problem.prologue.scale else None,
+        x_shift=per_map(problem.c) if problem.prologue.shift else None,
     )
 
 
@@ -86,18 +92,14 @@ def _laid_out(values: Tensor, nhwc: bool, pixel_stride: int, offset: int) -> Ten
 
 def run(problem: ConvProblem, operands: Operands, kernel: str | None = None, flags: int = 0) -> Tensor:
     """The problem's result (y, dx or dw) by the package's operator, in the problem's layout."""
-    geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
+    o, geometry = operands, problem.geometry
     if problem.direction == "dgrad":
-        nhwc = problem.x_layout == "nhwc"
-        return ops.DGRAD(operands.dy, operands.w, problem.x_size, *geometry, nhwc, flags, kernel)
+        return ops.DGRAD(o.dy, o.w, problem.x_size, geometry, problem.x_layout == "nhwc", flags, kernel)
+    rest = (o.x_scale, o.x_shift, problem.prologue.activation, problem.prologue.alpha, flags, kernel)
     if problem.direction == "wgrad":
-        nhwc = problem.w_layout == "krsc"
-        return ops.WGRAD(operands.dy, operands.x, problem.w_size, *geometry, False, nhwc, flags, kernel)[0]
+        return ops.WGRAD(o.dy, o.x, problem.w_size, geometry, False, problem.w_layout == "krsc", *rest)[0]
     epilogue = problem.epilogue
-    return ops.FPROP(
-        operands.x, operands.w, operands.scale, operands.shift, operands.residual, *geometry, epilogue.activation,
-        epilogue.alpha, flags, kernel,
-    )  # fmt: skip
+    return ops.FPROP(o.x, o.w, o.scale, o.shift, o.residual, geometry, epilogue.activation, epilogue.alpha, *rest)
 
 
 def vendor(problem: ConvProblem, operands: Operands) -> Tensor:
@@ -117,20 +119,15 @@ def _by_torch(problem: ConvProblem, o: Operands) -> Tensor:
     even = (min(top, bottom), min(left, right))
     more = (left - even[1], right - even[1], top - even[0], bottom - even[0])
     geometry = (problem.stride, even, problem.dilation, False, (0, 0), problem.groups)
-    x = F.pad(o.x, more) if any(more) else o.x
+    x = composed.prologue(o.x, o.x_scale, o.x_shift, problem.prologue.activation, problem.prologue.alpha)
+    x = F.pad(x, more) if any(more) else x
     if problem.direction == "fprop":
         y = torch.convolution(x, o.w, None, *geometry)
-        return _epilogue(problem, y, o)
+        epilogue = problem.epilogue
+        return composed.epilogue(y, o.scale, o.shift, o.residual, epilogue.activation, epilogue.alpha)
     mask = (problem.direction == "dgrad", problem.direction == "wgrad", False)
     dx, dw, _ = torch.ops.aten.convolution_backward(o.dy, x, o.w, None, *geometry, mask)
     return F.pad(dx, [-side for side in more]) if dx is not None and any(more) else dw if dx is None else dx
-
-
-def _epilogue(problem: ConvProblem, z: Tensor, o: Operands) -> Tensor:
-    z = z if o.scale is None else z * o.scale[:, None, None]
-    z = z if o.shift is None else z + o.shift[:, None, None]
-    z = z if o.residual is None else z + o.residual
-    return activate(z, problem.epilogue.activation, problem.epilogue.alpha)
 
 
 def error(result: Tensor, truth: Tensor) -> float:

@@ -133,13 +133,14 @@ Enum read_name(std::string_view token, std::string_view name, std::span<const st
   fail(token, "expected one of " + known);
 }
 
-void read_activation(std::string_view token, std::string_view rest, Epilogue& epilogue) {
+template <class Half>  // Prologue or Epilogue
+void read_activation(std::string_view token, std::string_view rest, Half& half) {
   const size_t colon = rest.find(':');
-  epilogue.activation = read_name<Activation>(token, rest.substr(0, colon), kActivationNames);
+  half.activation = read_name<Activation>(token, rest.substr(0, colon), kActivationNames);
   if (colon == rest.npos) return;
   const std::string_view alpha = rest.substr(colon + 1);
-  const auto [end, error] = std::from_chars(alpha.data(), alpha.data() + alpha.size(), epilogue.alpha);
-  if (error != std::errc{} || end != alpha.data() + alpha.size() || !std::isfinite(epilogue.alpha)) {
+  const auto [end, error] = std::from_chars(alpha.data(), alpha.data() + alpha.size(), half.alpha);
+  if (error != std::errc{} || end != alpha.data() + alpha.size() || !std::isfinite(half.alpha)) {
     fail(token, "the activation's alpha is no number");
   }
 }
@@ -162,6 +163,9 @@ constexpr Field kFields[] = {
     {"shift", [](Text t, Text rest, ConvProblem& p) { p.epilogue.shift = read_flag(t, rest); }},
     {"residual", [](Text t, Text rest, ConvProblem& p) { p.epilogue.residual = read_flag(t, rest); }},
     {"act:", [](Text t, Text rest, ConvProblem& p) { read_activation(t, rest, p.epilogue); }},
+    {"xscale", [](Text t, Text rest, ConvProblem& p) { p.prologue.scale = read_flag(t, rest); }},
+    {"xshift", [](Text t, Text rest, ConvProblem& p) { p.prologue.shift = read_flag(t, rest); }},
+    {"xact:", [](Text t, Text rest, ConvProblem& p) { read_activation(t, rest, p.prologue); }},
     {"x:", [](Text t, Text rest, ConvProblem& p) { p.x_layout = read_name<Layout>(t, rest, kLayoutNames); }},
     {"y:", [](Text t, Text rest, ConvProblem& p) { p.y_layout = read_name<Layout>(t, rest, kLayoutNames); }},
     {"w:", [](Text t, Text rest, ConvProblem& p) { p.w_layout = read_name<WeightLayout>(t, rest, kFilterNames); }},
@@ -181,6 +185,13 @@ void read_field(std::string_view token, ConvProblem& problem, unsigned& seen) {
     return kFields[i].read(token, token.substr(kFields[i].name.size()), problem);
   }
   fail(token, "unknown");
+}
+
+std::string activation_text(std::string_view prefix, Activation activation, float alpha) {
+  if (activation == Activation::none) return {};
+  std::string text(prefix);
+  text += kActivationNames[static_cast<int>(activation)];
+  return alpha != 0 ? text + ":" + shortest(alpha) : text;
 }
 
 // murmur3's finaliser over a running value.
@@ -230,10 +241,10 @@ std::string ConvProblem::to_string() const {
   if (epilogue.scale) text += "-scale";
   if (epilogue.shift) text += "-shift";
   if (epilogue.residual) text += "-residual";
-  if (epilogue.activation != Activation::none) {
-    text += "-act:" + std::string(kActivationNames[static_cast<int>(epilogue.activation)]);
-    if (epilogue.alpha != 0) text += ":" + shortest(epilogue.alpha);
-  }
+  text += activation_text("-act:", epilogue.activation, epilogue.alpha);
+  if (prologue.scale) text += "-xscale";
+  if (prologue.shift) text += "-xshift";
+  text += activation_text("-xact:", prologue.activation, prologue.alpha);
   return text;
 }
 
@@ -261,13 +272,16 @@ size_t ConvProblemHash::operator()(const ConvProblem& p) const {
     hash = mix(hash, static_cast<uint64_t>(value));
   }
   const Epilogue& e = p.epilogue;
+  const Prologue& o = p.prologue;
   uint64_t choices = 0;
   for (const int value : {static_cast<int>(e.activation), static_cast<int>(e.scale), static_cast<int>(e.shift),
                           static_cast<int>(e.residual), static_cast<int>(p.direction), static_cast<int>(p.dtype),
-                          static_cast<int>(p.x_layout), static_cast<int>(p.y_layout), static_cast<int>(p.w_layout)}) {
+                          static_cast<int>(p.x_layout), static_cast<int>(p.y_layout), static_cast<int>(p.w_layout),
+                          static_cast<int>(o.activation), static_cast<int>(o.scale), static_cast<int>(o.shift)}) {
     choices = choices * 16 + static_cast<uint64_t>(value);
   }
-  return mix(mix(hash, choices), static_cast<uint64_t>(std::hash<float>{}(e.alpha)));
+  const std::hash<float> of_float;
+  return mix(mix(mix(hash, choices), of_float(e.alpha)), of_float(o.alpha));
 }
 
 }  // namespace cnnkern

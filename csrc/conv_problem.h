@@ -11,7 +11,8 @@
 //   -lDHxDW  dilation            (1)                -gG        groups (1)
 //   -x:nchw -w:kcrs -y:nchw      layouts (nhwc, krsc, nhwc)
 //   -xsN -ysN                    pixel stride of x, y in elements (dense)
-//   -scale -shift -residual      epilogue operands  -act:NAME[:ALPHA]  epilogue activation (none)
+//   -scale -shift -residual      epilogue operands  -act:NAME[:ALPHA]   epilogue activation (none)
+//   -xscale -xshift              prologue operands  -xact:NAME[:ALPHA]  prologue activation (none)
 // Equal numbers are written once: u2 is u2x2, p1 is p1x1x1x1, p1x2 is p1x2x1x2.
 // cnnkern/problem.py reads and writes the same grammar; a test holds the two together.
 #pragma once
@@ -22,6 +23,7 @@
 #include <string_view>
 
 #include "epilogue.h"
+#include "prologue.h"
 
 namespace cnnkern {
 
@@ -47,6 +49,7 @@ struct ConvProblem {
   int64_t dilation_h = 1, dilation_w = 1;
   int64_t groups = 1;
   int64_t x_pixel_stride = 0, y_pixel_stride = 0;  // elements from pixel to pixel; 0: dense
+  Prologue prologue;
   Epilogue epilogue;
   Direction direction = Direction::fprop;
   DType dtype = DType::f32;

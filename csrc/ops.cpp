@@ -1,8 +1,9 @@
 // Every op of the namespace cnnkern: its schema and its CPU implementation's way in. No compute, no autograd.
 //
 // x, dy and the like are [n, c, h, w] tensors of any strides, w is [k, c / groups, r, s]; all operands of a call have
-// one dtype: float32, float64, bfloat16 or float16. padding is top, left, bottom, right. flags are memo.h's. kernel
-// names a kernel to be forced; None leaves the choice to the memo.
+// one dtype: float32, float64, bfloat16 or float16. geometry is stride (vertical, horizontal), padding (top, left,
+// bottom, right), dilation (vertical, horizontal) and groups in one list: torch spends a third of a microsecond on each.
+// flags are memo.h's. kernel names a kernel to be forced; None leaves the choice to the memo.
 #include "cpu/conv.h"
 #include "cpu/tool_calls.h"
 #include "tensor.h"
@@ -10,10 +11,24 @@
 namespace cnnkern {
 namespace {
 
-cpu::Geometry read_geometry(Arguments& arguments) {
-  return {arguments.integers<2>("stride"), arguments.integers<4>("padding"), arguments.integers<2>("dilation"),
-          arguments.integer()};
-}
+cpu::Geometry read_geometry(Arguments& arguments) { return cpu::Geometry::of(arguments.integers<9>("geometry")); }
+
+// The operands and the activation of a prologue, None where there is none.
+struct ReadPrologue {
+  OwnedTensor scale, shift;
+  TextArgument activation;
+  float alpha;
+
+  explicit ReadPrologue(Arguments& arguments)
+      : scale(arguments.optional_tensor()),
+        shift(arguments.optional_tensor()),
+        activation(arguments.optional_text()),
+        alpha(arguments.optional_number()) {}
+  cpu::PrologueTensors tensors() const {
+    const std::string_view name = activation.view();
+    return {scale.get(), shift.get(), name.empty() ? Activation::none : cpu::activation_named(name), alpha};
+  }
+};
 
 cpu::Window read_window(Arguments& arguments) {
   return {arguments.integers<2>("kernel"),
@@ -32,11 +47,12 @@ void fprop(StableIValue* stack, uint64_t, uint64_t) {
   const cpu::Geometry geometry = read_geometry(arguments);
   const TextArgument activation = arguments.text();
   const float alpha = arguments.number();
+  const ReadPrologue prologue(arguments);
   const int64_t flags = arguments.integer();
   const TextArgument kernel = arguments.optional_text();
   stack[0] = returned(cpu::conv_fprop(
       x.get(), w.get(), {scale.get(), shift.get(), residual.get(), cpu::activation_named(activation.view()), alpha},
-      geometry, {flags, kernel.view()}));
+      prologue.tensors(), geometry, {flags, kernel.view()}));
 }
 
 void dgrad(StableIValue* stack, uint64_t, uint64_t) {
@@ -56,12 +72,28 @@ void wgrad(StableIValue* stack, uint64_t, uint64_t) {
   const auto w_size = arguments.integers<4>("w_size");
   const cpu::Geometry geometry = read_geometry(arguments);
   const bool bias = arguments.boolean(), channels_last = arguments.boolean();
+  const ReadPrologue prologue(arguments);
   const int64_t flags = arguments.integer();
   const TextArgument kernel = arguments.optional_text();
-  cpu::WeightGradients gradients =
-      cpu::conv_wgrad(dy.get(), x.get(), w_size, geometry, bias, channels_last, {flags, kernel.view()});
+  cpu::WeightGradients gradients = cpu::conv_wgrad(dy.get(), x.get(), w_size, prologue.tensors(), geometry, bias,
+                                                   channels_last, {flags, kernel.view()});
   stack[0] = returned(std::move(gradients.dw));
   stack[1] = returned(std::move(gradients.db));
+}
+
+void backward(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const OwnedTensor dy = arguments.tensor(), x = arguments.tensor(), w = arguments.tensor();
+  const cpu::Geometry geometry = read_geometry(arguments);
+  const bool bias = arguments.boolean(), x_channels_last = arguments.boolean(), w_channels_last = arguments.boolean();
+  const int64_t flags = arguments.integer();
+  const TextArgument dgrad_kernel = arguments.optional_text(), wgrad_kernel = arguments.optional_text();
+  cpu::Gradients gradients = cpu::conv_backward(
+      dy.get(), x.get(), w.get(), geometry,
+      {bias, x_channels_last, w_channels_last, {flags, dgrad_kernel.view()}, {flags, wgrad_kernel.view()}});
+  stack[0] = returned(std::move(gradients.dx));
+  stack[1] = returned(std::move(gradients.weights.dw));
+  stack[2] = returned(std::move(gradients.weights.db));
 }
 
 // One of the two epilogues of depthwise_separable.
@@ -86,15 +118,11 @@ void depthwise_separable(StableIValue* stack, uint64_t, uint64_t) {
   const ReadEpilogue dw_epilogue(arguments);
   const OwnedTensor pw_weight = arguments.tensor();
   const ReadEpilogue pw_epilogue(arguments);
-  const auto stride = arguments.integers<2>("stride");
-  const auto padding = arguments.integers<4>("padding");
-  const auto dilation = arguments.integers<2>("dilation");
+  const cpu::Geometry geometry = read_geometry(arguments);
   const int64_t flags = arguments.integer();
   const TextArgument kernel = arguments.optional_text();
-  const int64_t groups = read_tensor(x.get(), "x").sizes[1];
   stack[0] = returned(cpu::depthwise_separable(x.get(), dw_weight.get(), dw_epilogue.tensors(), pw_weight.get(),
-                                               pw_epilogue.tensors(), {stride, padding, dilation, groups},
-                                               {flags, kernel.view()}));
+                                               pw_epilogue.tensors(), geometry, {flags, kernel.view()}));
 }
 
 void channel_shuffle(StableIValue* stack, uint64_t, uint64_t) {
@@ -149,23 +177,30 @@ void global_avg_pool2d(StableIValue* stack, uint64_t, uint64_t) {
 }  // namespace
 
 STABLE_TORCH_LIBRARY(cnnkern, m) {
-  // y = act(scale * conv(x, w) + shift + residual); scale and shift are [k], in x's dtype or its accumulator's.
+  // y = act(scale * conv(act_x(x_scale * x + x_shift), w) + shift + residual). scale and shift are [k], x_scale and
+  // x_shift [c], in x's dtype or its accumulator's.
   m.def(
-      "conv2d_fprop(Tensor x, Tensor w, Tensor? scale, Tensor? shift, Tensor? residual, int[] stride, int[] padding, "
-      "int[] dilation, int groups, str activation, float alpha, int flags, str? kernel) -> Tensor");
+      "conv2d_fprop(Tensor x, Tensor w, Tensor? scale, Tensor? shift, Tensor? residual, int[] geometry, "
+      "str activation, float alpha, Tensor? x_scale, Tensor? x_shift, str? x_activation, float? x_alpha, int flags, "
+      "str? kernel) -> Tensor");
   // dx. channels_last here and below: the memory format of what is returned.
   m.def(
-      "conv2d_dgrad(Tensor dy, Tensor w, SymInt[] x_size, int[] stride, int[] padding, int[] dilation, int groups, "
-      "bool channels_last, int flags, str? kernel) -> Tensor");
-  // dw, and db [k] if bias, else [0].
+      "conv2d_dgrad(Tensor dy, Tensor w, SymInt[] x_size, int[] geometry, bool channels_last, int flags, "
+      "str? kernel) -> Tensor");
+  // dw, and db [k] if bias, else [0]; x is read through a prologue as in conv2d_fprop.
   m.def(
-      "conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_size, int[] stride, int[] padding, int[] dilation, int groups, "
-      "bool bias, bool channels_last, int flags, str? kernel) -> (Tensor dw, Tensor db)");
-  // A depthwise convolution and a 1x1 convolution of its result, each with an epilogue.
+      "conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_size, int[] geometry, bool bias, bool channels_last, "
+      "Tensor? x_scale, Tensor? x_shift, str? x_activation, float? x_alpha, int flags, str? kernel) "
+      "-> (Tensor dw, Tensor db)");
+  // conv2d_dgrad and conv2d_wgrad in one call.
+  m.def(
+      "conv2d_backward(Tensor dy, Tensor x, Tensor w, int[] geometry, bool bias, bool x_channels_last, "
+      "bool w_channels_last, int flags, str? dgrad_kernel, str? wgrad_kernel) -> (Tensor dx, Tensor dw, Tensor db)");
+  // A depthwise convolution, whose geometry it is, and a 1x1 convolution of its result, each with an epilogue.
   m.def(
       "depthwise_separable(Tensor x, Tensor dw_weight, Tensor? dw_scale, Tensor? dw_shift, str dw_activation, "
       "float dw_alpha, Tensor pw_weight, Tensor? pw_scale, Tensor? pw_shift, str pw_activation, float pw_alpha, "
-      "int[] stride, int[] padding, int[] dilation, int flags, str? kernel) -> Tensor");
+      "int[] geometry, int flags, str? kernel) -> Tensor");
   // The rest as torch.nn.functional has them.
   m.def("channel_shuffle(Tensor x, int groups) -> Tensor");
   m.def(
@@ -185,6 +220,7 @@ STABLE_TORCH_LIBRARY_IMPL(cnnkern, CPU, m) {
   m.impl("conv2d_fprop", fprop);
   m.impl("conv2d_dgrad", dgrad);
   m.impl("conv2d_wgrad", wgrad);
+  m.impl("conv2d_backward", backward);
   m.impl("depthwise_separable", depthwise_separable);
   m.impl("channel_shuffle", channel_shuffle);
   m.impl("max_pool2d", max_pool2d);

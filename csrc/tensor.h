@@ -121,6 +121,11 @@ class Arguments {
     return item ? TextArgument(torch::stable::detail::to<StringHandle>(*item)) : TextArgument();
   }
 
+  float optional_number() {  // 0 for None
+    const auto item = optional();
+    return item ? static_cast<float>(torch::stable::detail::to<double>(*item)) : 0;
+  }
+
   template <size_t N> std::array<int64_t, N> integers(const char* name) {
     const std::unique_ptr<StableListOpaque, DeleteList> list(value<StableListHandle>());
     size_t size = 0;

@@ -15,7 +15,7 @@ import cnnkern
 from cnnkern import functional as CF
 from cnnkern import ops
 
-GEOMETRY = ((2, 1), (1, 1, 0, 1), (1, 1))
+GEOMETRY = (2, 1, 1, 1, 0, 1, 1, 1, 2)  # of two groups
 LAST = torch.channels_last
 
 
@@ -27,21 +27,30 @@ def operator_calls(requires_grad=False):
 
     x, w, k, dy = t(2, 4, 6, 6), t(6, 2, 3, 3), t(6), t(2, 6, 3, 6)
     indices = F.max_pool2d(x.detach(), 3, 2, 1, return_indices=True)[1]
+    prologue = (t(4), t(4), "leaky_relu", 0.25)
     pool = ((3, 3), (2, 2), (1, 1))
     return {
-        "fprop": (ops.FPROP, (x, w, None, None, None, *GEOMETRY, 2, "none", 0.0, 0, None)),
-        "fprop, epilogue": (ops.FPROP, (x, w, k, k, dy, *GEOMETRY, 2, "relu", 0.0, 0, None)),
-        "fprop, silu": (ops.FPROP, (x, w, None, k, None, *GEOMETRY, 2, "silu", 0.0, 0, None)),
+        "fprop": (ops.FPROP, (x, w, None, None, None, GEOMETRY, "none", 0.0, *ops.NO_PROLOGUE, 0, None)),
+        "fprop, epilogue": (ops.FPROP, (x, w, k, k, dy, GEOMETRY, "relu", 0.0, *ops.NO_PROLOGUE, 0, None)),
+        "fprop, silu": (ops.FPROP, (x, w, None, k, None, GEOMETRY, "silu", 0.0, *ops.NO_PROLOGUE, 0, None)),
         "fprop, channels_last": (
-            ops.FPROP, (x.detach().to(memory_format=LAST), w, None, k, None, *GEOMETRY, 2, "none", 0.0, 0, None)
+            ops.FPROP,
+            (x.detach().to(memory_format=LAST), w, None, k, None, GEOMETRY, "none", 0.0, *ops.NO_PROLOGUE, 0, None),
         ),
-        "dgrad": (ops.DGRAD, (dy, w, x.shape, *GEOMETRY, 2, False, 0, None)),
-        "dgrad, channels_last": (ops.DGRAD, (dy, w, x.shape, *GEOMETRY, 2, True, 0, None)),
-        "wgrad": (ops.WGRAD, (dy, x, w.shape, *GEOMETRY, 2, False, False, 0, None)),
-        "wgrad, bias, channels_last": (ops.WGRAD, (dy, x, w.shape, *GEOMETRY, 2, True, True, 0, None)),
+        "fprop, prologue": (ops.FPROP, (x, w, k, None, None, GEOMETRY, "relu", 0.0, *prologue, 0, None)),
+        "dgrad": (ops.DGRAD, (dy, w, x.shape, GEOMETRY, False, 0, None)),
+        "dgrad, channels_last": (ops.DGRAD, (dy, w, x.shape, GEOMETRY, True, 0, None)),
+        "wgrad": (ops.WGRAD, (dy, x, w.shape, GEOMETRY, False, False, *ops.NO_PROLOGUE, 0, None)),
+        "wgrad, bias, channels_last": (ops.WGRAD, (dy, x, w.shape, GEOMETRY, True, True, *ops.NO_PROLOGUE, 0, None)),
+        "wgrad, prologue": (ops.WGRAD, (dy, x, w.shape, GEOMETRY, True, False, *prologue, 0, None)),
+        "backward": (ops.BACKWARD, (dy, x, w, GEOMETRY, False, False, False, 0, None, None)),
+        "backward, bias, channels_last": (ops.BACKWARD, (dy, x, w, GEOMETRY, True, True, True, 0, None, None)),
         "depthwise_separable": (
             ops.DEPTHWISE_SEPARABLE,
-            (x, t(4, 1, 3, 3), t(4), None, "relu", 0.0, t(5, 4, 1, 1), None, t(5), "relu6", 0.0, *GEOMETRY, 0, None),
+            (
+                *(x, t(4, 1, 3, 3), t(4), None, "relu", 0.0),
+                *(t(5, 4, 1, 1), None, t(5), "relu6", 0.0, (*GEOMETRY[:-1], 4), 0, None),
+            ),
         ),
         "channel_shuffle": (ops.CHANNEL_SHUFFLE, (x, 2)),
         "max_pool2d": (ops.MAX_POOL, (x, *pool, (1, 1), True)),
@@ -71,8 +80,9 @@ def test_gradients_of_the_registered_operators_are_those_of_the_functions():
         torch.randn(size, dtype=torch.float64, requires_grad=True)
         for size in ((2, 4, 5, 5), (6, 2, 3, 3), (6,), (2, 6, 5, 5))
     )
+    same = (1, 1, 1, 1, 1, 1, 1, 1, 2)
     for activation in ("none", "relu", "silu", "hardswish", "tanh"):
-        registered = ops.FPROP(x, w, k, k, residual, (1, 1), (1, 1, 1, 1), (1, 1), 2, activation, 0.0, 0, None)
+        registered = ops.FPROP(x, w, k, k, residual, same, activation, 0.0, *ops.NO_PROLOGUE, 0, None)
         functional = CF.fused_conv2d(x, w, None, 1, 1, 1, 2, scale=k, shift=k, residual=residual, activation=activation)
         gradients = [torch.autograd.grad(y.pow(2).sum(), (x, w, k, residual)) for y in (registered, functional)]
         torch.testing.assert_close(*gradients)
@@ -255,7 +265,7 @@ def test_tracing_captures_the_operators():
     for mode in ("real", "fake", "symbolic"):
         graph = make_fx(lambda x, w: torch.autograd.grad(CF.conv2d(x, w).sum(), (x, w)), tracing_mode=mode)(x, w)
         targets = [node.target for node in graph.graph.nodes]
-        assert {ops.FPROP, ops.DGRAD, ops.WGRAD} <= set(targets)
+        assert {ops.FPROP, ops.BACKWARD} <= set(targets)
 
 
 def test_the_profiler_names_the_operators():

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import cnnkern
-from cnnkern import dispatch, testing
+from cnnkern import composed, dispatch, testing
 from cnnkern import functional as CF
 from cnnkern.native import _C
 from cnnkern.problem import ACTIVATIONS
@@ -175,12 +175,8 @@ def test_autocasting_is_torchs(dtype, case):
     torch.testing.assert_close(*gradients, rtol=2e-2, atol=0.5)
 
 
-def composed(x, w, b, scale, shift, residual, activation, alpha):
-    z = F.conv2d(x, w, b, padding=1)
-    z = z if scale is None else z * scale[:, None, None]
-    z = z if shift is None else z + shift[:, None, None]
-    z = z if residual is None else z + residual
-    return CF.activate(z, activation, alpha)
+def unfused(x, w, b, *epilogue):
+    return composed.epilogue(F.conv2d(x, w, b, padding=1), *epilogue)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -199,8 +195,44 @@ def test_fused_conv2d_is_its_composition(activation, present):
         x, w, bias, padding=1, scale=scale, shift=shift, residual=residual, activation=activation, alpha=alpha
     )
     torch.testing.assert_close(
-        ours, composed(x, w, bias, scale, shift, residual, activation, alpha), rtol=1e-4, atol=1e-4
+        ours, unfused(x, w, bias, scale, shift, residual, activation, alpha), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("activation", ["none", "relu", "elu"])
+@pytest.mark.parametrize("present", ["scale", "shift", "both"])
+def test_fused_conv2d_reads_its_input_through_the_prologue(activation, present):
+    torch._dynamo.reset()
+    scale = None if present == "shift" else (torch.rand(4) + 0.5).requires_grad_()
+    shift = None if present == "scale" else torch.randn(4, requires_grad=True)
+    alpha = 0.3 if activation == "elu" else None
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in (x, w)]
+
+    def ours(x, w):
+        given = {"input_scale": scale, "input_shift": shift, "input_activation": activation, "input_alpha": alpha}
+        return CF.fused_conv2d(x, w, b, padding=1, activation="relu", **given)
+
+    def expected(x, w):
+        return F.conv2d(composed.prologue(x, scale, shift, activation, alpha), w, b, padding=1).relu()
+
+    truth = expected(*leaves)
+    with torch.no_grad():
+        fused = ours(*leaves)
+    for y in (fused, ours(*leaves), torch.compile(ours, backend="aot_eager", fullgraph=True)(*leaves)):
+        torch.testing.assert_close(y, truth, rtol=1e-4, atol=1e-4)
+        if y.requires_grad:
+            wanted = [*leaves, *(tensor for tensor in (scale, shift) if tensor is not None)]
+            gradients = [torch.autograd.grad(z.sum(), wanted, retain_graph=True) for z in (y, truth)]
+            torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.vmap(ours, (0, None))(x[None], w)[0], truth, rtol=1e-4, atol=1e-4)
+
+
+def test_the_prologue_is_refused_as_the_epilogue_is():
+    with pytest.raises(ValueError, match="softsign"):
+        CF.fused_conv2d(x, w, input_activation="softsign")
+    with pytest.raises(RuntimeError, match="x_scale is no vector of 4"):
+        CF.fused_conv2d(x, w, input_scale=torch.ones(3))
 
 
 def test_fused_conv2d_outside_of_the_kernels():
@@ -209,7 +241,7 @@ def test_fused_conv2d_outside_of_the_kernels():
         with cnnkern.use(backend="vendor" if case == "vendor" else None):
             y = CF.fused_conv2d(image, w, b, padding=1, scale=scale, activation="relu")
         assert type(y) is type(image)
-        expected = composed(image, w, b, scale, None, None, "relu", None)
+        expected = unfused(image, w, b, scale, None, None, "relu", None)
         torch.testing.assert_close(
             y.as_subclass(torch.Tensor), expected.as_subclass(torch.Tensor), rtol=1e-4, atol=1e-4
         )

@@ -7,7 +7,7 @@ normal ones are held to the error of direct convolution in float64.
 import pytest
 import torch
 
-from cnnkern import _C, functional, ops, testing
+from cnnkern import _C, composed, functional, ops, testing
 from cnnkern.problem import ACTIVATIONS, DTYPES, ConvProblem
 
 KERNELS = [name for name in _C.kernels() if name.split("_")[1] in ("depthwise", "grouped")]
@@ -80,8 +80,7 @@ def test_epilogues(kernel: str) -> None:
 def test_bias_gradient(kernel: str) -> None:
     for problem in computable(kernel):
         given = testing.operands(problem, fill="integers")
-        geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
-        _, db = ops.WGRAD(given.dy, given.x, problem.w_size, *geometry, True, True, 0, kernel)
+        _, db = ops.WGRAD(given.dy, given.x, problem.w_size, problem.geometry, True, True, *ops.NO_PROLOGUE, 0, kernel)
         assert torch.equal(db, given.dy.double().sum((0, 2, 3)).to(db.dtype)), problem
 
 
@@ -113,7 +112,7 @@ def test_activations_follow_torch(activation: str, dtype: str) -> None:
         if kernel not in KERNELS:
             continue
         y = functional.fused_conv2d(x, w, groups=16, activation=activation, alpha=alpha, kernel=kernel)
-        truth = functional.activate(x.double(), activation, alpha or 0.0).to(x.dtype)
+        truth = composed.activate(x.double(), activation, alpha or 0.0).to(x.dtype)
         torch.testing.assert_close(y, truth, rtol=8 * torch.finfo(x.dtype).eps, atol=1e-37, equal_nan=True)
 
 

@@ -69,8 +69,7 @@ def test_epilogues(kernel: str) -> None:
 def test_bias_gradient(kernel: str) -> None:
     for problem in computable(kernel, GRID):
         given = testing.operands(problem, fill="integers")
-        geometry = (problem.stride, problem.padding, problem.dilation, problem.groups)
-        _, db = ops.WGRAD(given.dy, given.x, problem.w_size, *geometry, True, True, 0, kernel)
+        _, db = ops.WGRAD(given.dy, given.x, problem.w_size, problem.geometry, True, True, *ops.NO_PROLOGUE, 0, kernel)
         assert torch.equal(db, given.dy.double().sum((0, 2, 3)).to(db.dtype)), problem
 
 

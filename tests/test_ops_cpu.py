@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnkern import _C, dispatch, ops
+from cnnkern import _C, composed, dispatch, ops
 
 Layout = Callable[[Tensor], Tensor]
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
 all_dtypes = pytest.mark.parametrize("dtype", DTYPES)
-NO_EPILOGUE = ("none", 0.0)
+PLAIN = ("none", 0.0, *ops.NO_PROLOGUE)
+SAME = (1, 1, 1, 1, 1, 1, 1, 1, 1)  # stride 1, padding 1, dilation 1
 
 
 def reference(direction: str, dtype: str) -> str:
@@ -76,7 +77,7 @@ def assert_strides_of(actual: Tensor, expected: Tensor) -> None:
 
 
 # Rectangular on every axis, so that an exchange of two of them shows.
-GEOMETRY = ([2, 1], [1, 2, 1, 2], [1, 2])
+GEOMETRY = [2, 1, 1, 2, 1, 2, 1, 2]
 TORCH_GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 
 
@@ -86,7 +87,7 @@ TORCH_GEOMETRY = {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2)}
 @pytest.mark.parametrize("groups", [1, 2])
 def test_fprop(dtype: str, layout: Layout, w_layout: Layout, groups: int) -> None:
     x, w = layout(random(2, 6, 9, 8, dtype=dtype)), w_layout(random(4, 6 // groups, 3, 2, dtype=dtype))
-    y = ops.FPROP(x, w, None, None, None, *GEOMETRY, groups, *NO_EPILOGUE, 0, reference("fprop", dtype))
+    y = ops.FPROP(x, w, None, None, None, [*GEOMETRY, groups], *PLAIN, 0, reference("fprop", dtype))
     assert_rounded(y, F.conv2d(x.double(), w.double(), None, **TORCH_GEOMETRY, groups=groups))
     assert_strides_of(y, F.conv2d(x.float(), w.float(), None, **TORCH_GEOMETRY, groups=groups))
 
@@ -98,7 +99,7 @@ def test_fprop(dtype: str, layout: Layout, w_layout: Layout, groups: int) -> Non
 def test_dgrad(dtype: str, layout: Layout, channels_last: bool, groups: int) -> None:
     w, x_size = random(4, 6 // groups, 3, 2, dtype=dtype), (2, 6, 9, 8)
     dy = layout(random(2, 4, 5, 10, dtype=dtype))
-    dx = ops.DGRAD(dy, w, x_size, *GEOMETRY, groups, channels_last, 0, reference("dgrad", dtype))
+    dx = ops.DGRAD(dy, w, x_size, [*GEOMETRY, groups], channels_last, 0, reference("dgrad", dtype))
     expected = torch.nn.grad.conv2d_input(x_size, w.double(), dy.double(), **TORCH_GEOMETRY, groups=groups)
     assert_rounded(dx, expected)
     assert_strides_of(dx, torch.empty(x_size, memory_format=ops.memory_format(channels_last)))
@@ -110,7 +111,8 @@ def test_dgrad(dtype: str, layout: Layout, channels_last: bool, groups: int) -> 
 @pytest.mark.parametrize("bias", [False, True])
 def test_wgrad(dtype: str, layout: Layout, channels_last: bool, bias: bool) -> None:
     x, dy, w_size = layout(random(2, 6, 9, 8, dtype=dtype)), layout(random(2, 4, 5, 10, dtype=dtype)), (4, 3, 3, 2)
-    dw, db = ops.WGRAD(dy, x, w_size, *GEOMETRY, 2, bias, channels_last, 0, reference("wgrad", dtype))
+    rest = (bias, channels_last, *ops.NO_PROLOGUE, 0, reference("wgrad", dtype))
+    dw, db = ops.WGRAD(dy, x, w_size, [*GEOMETRY, 2], *rest)
     assert_rounded(dw, torch.nn.grad.conv2d_weight(x.double(), w_size, dy.double(), **TORCH_GEOMETRY, groups=2))
     assert_strides_of(dw, torch.empty(w_size, memory_format=ops.memory_format(channels_last)))
     assert_rounded(db, dy.double().sum((0, 2, 3)) if bias else torch.empty(0, dtype=torch.float64))
@@ -118,7 +120,7 @@ def test_wgrad(dtype: str, layout: Layout, channels_last: bool, bias: bool) -> N
 
 def test_uneven_padding() -> None:
     x, w = random(1, 2, 5, 6), random(3, 2, 3, 3)
-    y = ops.FPROP(x, w, None, None, None, (1, 1), (0, 1, 2, 3), (1, 1), 1, *NO_EPILOGUE, 0, reference("fprop", "f32"))
+    y = ops.FPROP(x, w, None, None, None, (1, 1, 0, 1, 2, 3, 1, 1, 1), *PLAIN, 0, reference("fprop", "f32"))
     assert_rounded(y, F.conv2d(F.pad(x.double(), (1, 3, 0, 2)), w.double()))
 
 
@@ -145,10 +147,41 @@ def test_epilogue(
     scale, shift = random(4, dtype=dtype), random(8)[::2].to(torch.float64 if dtype == "f64" else torch.float32)
     residual = layout(random(2, 4, 6, 5, dtype=dtype))
     y = ops.FPROP(
-        x, w, scale, shift, residual, (1, 1), (0, 0, 0, 0), (1, 1), 1, activation, alpha, 0, reference("fprop", dtype)
+        x, w, scale, shift, residual, ops.POINTWISE, activation, alpha, *ops.NO_PROLOGUE, 0, reference("fprop", dtype)
     )
     scaled = F.conv2d(x.double(), w.double()) * scale.double().view(-1, 1, 1)
     assert_rounded(y, function(scaled + shift.double().view(-1, 1, 1) + residual.double()))
+
+
+@all_dtypes
+@all_layouts
+@pytest.mark.parametrize("activation", [None, "relu", "leaky_relu"])
+def test_prologue(dtype: str, layout: Layout, activation: str | None) -> None:
+    x, w = layout(random(2, 19, 6, 5, dtype=dtype)), random(4, 19, 3, 3, dtype=dtype) / 13
+    x_scale, x_shift = random(19, dtype=dtype), random(38)[::2].to(torch.float64 if dtype == "f64" else torch.float32)
+    prologue = (x_scale, x_shift, activation, 0.25)
+    wide = composed.prologue(x.double(), x_scale.double(), x_shift.double(), activation, 0.25)
+    t = wide.to(x.dtype).double()  # what a kernel reads is rounded once
+    y = ops.FPROP(x, w, None, None, None, SAME, "none", 0.0, *prologue, 0, reference("fprop", dtype))
+    slack = (64 if dtype == "f64" else 4) * torch.finfo(x.dtype).eps  # and may be rounded the other way
+    torch.testing.assert_close(y.double(), F.conv2d(t, w.double(), padding=1), rtol=slack, atol=slack)
+    dy = layout(random(2, 4, 6, 5, dtype=dtype)) / 8
+    dw, _ = ops.WGRAD(dy, x, w.shape, SAME, False, False, *prologue, 0, reference("wgrad", dtype))
+    expected = torch.nn.grad.conv2d_weight(t, w.shape, dy.double(), padding=1)
+    torch.testing.assert_close(dw.double(), expected, rtol=slack, atol=slack)
+
+
+@all_dtypes
+@all_layouts
+@pytest.mark.parametrize("bias", [False, True])
+def test_backward_is_dgrad_and_wgrad(dtype: str, layout: Layout, bias: bool) -> None:
+    x, w, dy = (layout(random(*size, dtype=dtype)) for size in ((2, 6, 9, 8), (4, 3, 3, 2), (2, 4, 5, 10)))
+    geometry = [*GEOMETRY, 2]
+    dx, dw, db = ops.BACKWARD(dy, x, w, geometry, bias, True, False, 0, None, None)
+    apart = ops.WGRAD(dy, x, w.shape, geometry, bias, False, *ops.NO_PROLOGUE, 0, None)
+    for ours, expected in zip((dx, dw, db), (ops.DGRAD(dy, w, x.shape, geometry, True, 0, None), *apart), strict=True):
+        assert torch.equal(ours, expected)
+        assert_strides_of(ours, expected)
 
 
 @pytest.mark.parametrize(
@@ -158,13 +191,12 @@ def test_epilogue(
 )
 def test_operands_without_elements(x_size: tuple[int, ...], w_size: tuple[int, ...]) -> None:
     x, w, shift = random(*x_size), random(*w_size), random(4)
-    geometry = ((1, 1), (1, 1, 1, 1), (1, 1), 1)
-    y = ops.FPROP(x, w, None, shift, None, *geometry, "relu", 0.0, 0, None)
+    y = ops.FPROP(x, w, None, shift, None, SAME, "relu", 0.0, *ops.NO_PROLOGUE, 0, None)
     p, q = x_size[2] + 3 - w_size[2], x_size[3]
     assert torch.equal(y, F.relu(shift).view(1, -1, 1, 1).expand(x_size[0], 4, p, q))
-    dx = ops.DGRAD(y, w, x_size, *geometry, False, 0, None)
+    dx = ops.DGRAD(y, w, x_size, SAME, False, 0, None)
     assert dx.shape == x_size
-    dw, db = ops.WGRAD(y, x, w_size, *geometry, True, False, 0, None)
+    dw, db = ops.WGRAD(y, x, w_size, SAME, True, False, *ops.NO_PROLOGUE, 0, None)
     assert torch.equal(dw, torch.zeros(w_size))
     torch.testing.assert_close(db, y.sum((0, 2, 3)))
 
@@ -176,12 +208,13 @@ def test_operands_without_elements(x_size: tuple[int, ...], w_size: tuple[int, .
         ({"w": torch.ones(4, 3, 3, 3, dtype=torch.float64)}, "w has another dtype"),
         ({"x": torch.ones(1, 3, 5, 5, dtype=torch.int32), "w": torch.ones(4, 3, 3, 3, dtype=torch.int32)}, "float16"),
         ({"w": torch.ones(4, 2, 3, 3)}, "w has 2 maps a filter where x has 3 a group"),
-        ({"groups": 2}, "groups 2 does not divide"),
+        ({"geometry": (*ops.POINTWISE[:-1], 2)}, "groups 2 does not divide"),
         ({"x": torch.ones(1, 3, 2, 5)}, "extent 3x3 is larger than the padded input 2x5"),
-        ({"stride": (0, 1)}, "the stride is not positive"),
-        ({"stride": (1, 1, 1)}, "stride has 3 numbers where 2 are expected"),
+        ({"geometry": (0, *ops.POINTWISE[1:])}, "the stride is not positive"),
+        ({"geometry": (1, 1, 1)}, "geometry has 3 numbers where 9 are expected"),
         ({"scale": torch.ones(3)}, "scale is no vector of 4"),
         ({"shift": torch.ones(4, dtype=torch.float64)}, "shift has neither the convolution's dtype"),
+        ({"x_scale": torch.ones(4)}, "x_scale is no vector of 3"),
         ({"residual": torch.ones(1, 4, 3, 2)}, r"residual has sizes \[1, 4, 3, 2\] where \[1, 4, 3, 3\] are expected"),
         ({"activation": "gelu"}, "no activation is named 'gelu'"),
         ({"kernel": "cpu_best"}, "no CPU kernel is named 'cpu_best'"),
@@ -198,12 +231,13 @@ def test_errors(change: dict[str, object], message: str) -> None:
         "scale": None,
         "shift": None,
         "residual": None,
-        "stride": (1, 1),
-        "padding": (0, 0, 0, 0),
-        "dilation": (1, 1),
-        "groups": 1,
+        "geometry": ops.POINTWISE,
         "activation": "none",
         "alpha": 0.0,
+        "x_scale": None,
+        "x_shift": None,
+        "x_activation": None,
+        "x_alpha": 0.0,
         "flags": 0,
         "kernel": None,
     }
@@ -221,7 +255,7 @@ def _own_chooser() -> Iterator[None]:
 
 
 def call(x: Tensor, w: Tensor, flags: int = 0) -> Tensor:
-    return ops.FPROP(x, w, None, None, None, (1, 1), (1, 1, 1, 1), (1, 1), 1, "relu", 0.5, flags, None)
+    return ops.FPROP(x, w, None, None, None, SAME, "relu", 0.5, *ops.NO_PROLOGUE, flags, None)
 
 
 @pytest.mark.usefixtures("_own_chooser")
@@ -277,7 +311,7 @@ def test_depthwise_separable(dtype: str, layout: Layout, c: int, stride: tuple[i
     scale, shift, pw_shift = random(c), random(c, dtype=dtype), random(5, dtype=dtype)
     scale = scale.double() if dtype == "f64" else scale
     y = ops.DEPTHWISE_SEPARABLE(
-        x, dw, scale, shift, "relu6", 0.0, pw, None, pw_shift, "none", 0.0, stride, (1, 1, 1, 1), (1, 1), 0, None
+        x, dw, scale, shift, "relu6", 0.0, pw, None, pw_shift, "none", 0.0, (*stride, *SAME[2:-1], c), 0, None
     )
     middle = F.conv2d(x.double(), dw.double(), None, stride, 1, groups=c)
     middle = F.relu6(middle * scale.double().view(-1, 1, 1) + shift.double().view(-1, 1, 1))
@@ -291,9 +325,8 @@ def test_the_fused_kernel_is_forced_by_its_own_name_only() -> None:
     x, pw = random(1, 32, 5, 5), random(2, 32, 1, 1)
 
     def forced(dw: Tensor, kernel: str) -> Tensor:
-        geometry = ((1, 1), (1, 1, 1, 1), (1, 1))
         return ops.DEPTHWISE_SEPARABLE(
-            x, dw, None, None, "none", 0.0, pw, None, None, "none", 0.0, *geometry, 0, kernel
+            x, dw, None, None, "none", 0.0, pw, None, None, "none", 0.0, (*SAME[:-1], x.shape[1]), 0, kernel
         )
 
     isa = next(isa for isa in _C.isas() if isa != "avx512_bf16")  # which adds matrix kernels alone

@@ -17,6 +17,7 @@ CANONICAL = [
     "fprop-f32-n1c4h6w6-k6r3s3-scale-shift-residual-act:relu",
     "fprop-f32-n1c4h6w6-k6r3s3-act:leaky_relu:0.01",
     "fprop-f32-n1c4h6w6-k6r3s3-act:elu:1e-05",
+    "fprop-f32-n1c4h6w6-k6r3s3-xs16-scale-act:relu-xscale-xshift-xact:leaky_relu:0.01",
 ]
 
 # What is written, and the token that the error must name.
@@ -85,7 +86,7 @@ def test_output_size_is_torchs():
 def test_problem_of_tensors():
     x = torch.empty(2, 8, 9, 7).to(memory_format=torch.channels_last)
     w = torch.empty(6, 4, 3, 3, dtype=torch.float32)
-    problem = ConvProblem.of(x, w, (2, 1), (1, 1, 1, 1), groups=2, direction="wgrad")
+    problem = ConvProblem.of(x, w, (2, 1, 1, 1, 1, 1, 1, 1, 2), direction="wgrad")
     assert str(problem) == "wgrad-f32-n2c8h9w7-k6r3s3-u2x1-p1-g2-w:kcrs"
 
 

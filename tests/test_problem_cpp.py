@@ -1,11 +1,12 @@
 """Problem strings as the compiled part reads and writes them: csrc/conv_problem.cpp."""
 
 import random
+from typing import Any
 
 import pytest
 
 from cnnkern import _C
-from cnnkern.problem import ACTIVATIONS, DIRECTIONS, DTYPES, ConvProblem, Epilogue
+from cnnkern.problem import ACTIVATIONS, DIRECTIONS, DTYPES, ConvProblem, Epilogue, Prologue
 
 
 def random_problem(rng: random.Random) -> ConvProblem:
@@ -14,8 +15,15 @@ def random_problem(rng: random.Random) -> ConvProblem:
     c, k = groups * rng.randint(1, 9), groups * rng.randint(1, 9)
     r, s = rng.randint(1, 5), rng.randint(1, 5)
     dilation = rng.choice(((1, 1), (2, 2), (1, 3)))
-    activation = rng.choice(ACTIVATIONS)
-    alpha = rng.choice((0.0, 0.01, 1.0, -0.2, 1e-05, 1 / 3)) if activation in ("leaky_relu", "elu") else 0.0
+
+    def activation() -> dict[str, Any]:
+        name = rng.choice(ACTIVATIONS)
+        alpha = rng.choice((0.0, 0.01, 1.0, -0.2, 1e-05, 1 / 3)) if name in ("leaky_relu", "elu") else 0.0
+        return {"activation": name, "alpha": alpha}
+
+    def flag() -> bool:
+        return rng.random() < 0.5
+
     return ConvProblem(
         n=rng.randint(0, 99),
         c=c,
@@ -30,7 +38,8 @@ def random_problem(rng: random.Random) -> ConvProblem:
         groups=groups,
         x_pixel_stride=rng.choice((0, c + 1)),
         y_pixel_stride=rng.choice((0, k + 32)),
-        epilogue=Epilogue(activation, *(rng.random() < 0.5 for _ in range(3)), alpha),
+        prologue=Prologue(scale=flag(), shift=flag(), **activation()),
+        epilogue=Epilogue(scale=flag(), shift=flag(), residual=flag(), **activation()),
         direction=rng.choice(DIRECTIONS),
         dtype=rng.choice(list(DTYPES)),
         x_layout=rng.choice(("nhwc", "nchw")),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cnnkern.backends.base import Candidate, KernelName
-from cnnkern.problem import DIRECTIONS, DTYPES, ConvProblem
+from cnnkern.problem import DIRECTIONS, DTYPES, ConvProblem, Prologue
 
 
 class VendorBackend:
@@ -22,10 +22,12 @@ class VendorBackend:
         return [_name(direction, dtype) for direction in DIRECTIONS for dtype in DTYPES]
 
     def candidates(self, problem: ConvProblem) -> Sequence[Candidate]:
-        """The vendor's convolution, which computes every problem that has no pixel stride or epilogue of its own."""
+        """The vendor's convolution, which computes every problem without pixel strides, prologue or epilogue."""
         why_not = ""
         if problem.x_pixel_stride or problem.y_pixel_stride:
             why_not = "it takes no pixel stride"
+        elif problem.prologue != Prologue():
+            why_not = "it has no prologue"
         elif problem.epilogue.scale or problem.epilogue.residual or problem.epilogue.activation != "none":
             why_not = "it has no epilogue but a bias"
         return [Candidate(_name(problem.direction, problem.dtype), why_not)]

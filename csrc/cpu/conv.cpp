@@ -6,6 +6,7 @@
 #include "kernel_list.h"
 #include "memo.h"
 #include "staging.h"
+#include "tools.h"
 
 namespace cnnkern::cpu {
 namespace {
@@ -24,6 +25,10 @@ void check_sizes(const Tensor4& tensor, std::array<int64_t, 4> expected, const c
 
 void check_dtype(const Tensor4& tensor, const Tensor4& first, const char* name) {
   if (tensor.torch_dtype != first.torch_dtype) fail(std::string(name) + " has another dtype than the others");
+}
+
+float alpha_of(Activation activation, float alpha) {
+  return activation == Activation::leaky_relu || activation == Activation::elu ? alpha : 0;
 }
 
 std::array<int64_t, 4> y_sizes(const ConvProblem& p) { return {p.n, p.k, p.p(), p.q()}; }
@@ -51,6 +56,36 @@ void* stage(const Tensor4& tensor, Layout layout, DType dtype, Scratch slot) {
   return stage(tensor, layout == Layout::nhwc, element_size(dtype), slot);
 }
 
+// x as the kernel reads it: through the prologue, if there is one.
+void* stage_x(const Tensor4& x, const PrologueTensors& tensors, const ConvProblem& problem) {
+  if (problem.prologue == Prologue{}) return stage(x, problem.x_layout, problem.dtype, Scratch::x);
+  void* t = scratch_bytes(Scratch::x, static_cast<size_t>(element_count(x.sizes)) * element_size(problem.dtype));
+  double* room = scratch<double>(Scratch::channels, 2 * problem.c);
+  const PrologueOperands operands{
+      .x = stage(x, problem.x_layout, problem.dtype, Scratch::x),
+      .x_pixel_stride = problem.x_stride(),
+      .scale = channel_vector(tensors.scale, problem.c, problem.dtype, "x_scale", room),
+      .shift = channel_vector(tensors.shift, problem.c, problem.dtype, "x_shift", room + problem.c),
+      .t = t};
+  tools().prologue(problem.prologue, problem.dtype, operands, problem.n * problem.h * problem.w, problem.c);
+  return t;
+}
+
+// dy in NHWC, copied at most once, by the first kernel that needs it.
+class StagedDy {
+ public:
+  explicit StagedDy(AtenTensorHandle handle) : tensor_(read_tensor(handle, "dy")) {}
+  const Tensor4& tensor() const { return tensor_; }
+  void* data(const ConvProblem& problem) {
+    if (!data_) data_ = stage(tensor_, problem.y_layout, problem.dtype, Scratch::y);
+    return data_;
+  }
+
+ private:
+  Tensor4 tensor_;
+  void* data_ = nullptr;
+};
+
 void* stage_weights(const Tensor4& w, const ConvProblem& problem) {
   return stage(w, problem.w_layout == WeightLayout::krsc, element_size(problem.dtype), Scratch::w);
 }
@@ -67,9 +102,13 @@ void stage_residual(AtenTensorHandle handle, const Tensor4& x, const ConvProblem
 }  // namespace
 
 Epilogue epilogue_of(const EpilogueTensors& tensors) {
-  const bool has_alpha = tensors.activation == Activation::leaky_relu || tensors.activation == Activation::elu;
   return {tensors.activation, tensors.scale != nullptr, tensors.shift != nullptr, tensors.residual != nullptr,
-          has_alpha ? tensors.alpha : 0};
+          alpha_of(tensors.activation, tensors.alpha)};
+}
+
+Prologue prologue_of(const PrologueTensors& tensors) {
+  return {tensors.activation, tensors.scale != nullptr, tensors.shift != nullptr,
+          alpha_of(tensors.activation, tensors.alpha)};
 }
 
 Activation activation_named(std::string_view name) {
@@ -97,6 +136,7 @@ ConvProblem conv_problem(Direction direction, DType dtype, const int64_t* x_size
                       .dilation_h = geometry.dilation[0],
                       .dilation_w = geometry.dilation[1],
                       .groups = geometry.groups,
+                      .prologue = {},
                       .epilogue = {},
                       .direction = direction,
                       .dtype = dtype};
@@ -109,11 +149,62 @@ ConvProblem conv_problem(Direction direction, DType dtype, const int64_t* x_size
   return problem;
 }
 
+namespace {
+
+OwnedTensor dgrad(StagedDy& staged_dy, const Tensor4& w, const int64_t* x_sizes, const Geometry& geometry,
+                  bool channels_last, const Choice& choice) {
+  const Tensor4& dy = staged_dy.tensor();
+  check_dtype(w, dy, "w");
+  ConvProblem problem = conv_problem(Direction::dgrad, dtype_of(dy.torch_dtype), x_sizes, w.sizes, geometry);
+  check_sizes(dy, y_sizes(problem), "dy");
+  Result dx(x_sizes, channels_last, dy.torch_dtype, element_size(problem.dtype), Scratch::x);
+  if (dx.empty()) return dx.finish(nullptr);
+
+  problem.x_layout = dx.in_place() ? Layout::nhwc : Layout::nchw;
+  problem.w_layout = weight_layout(w);
+  note_layout(dy.sizes, dy.strides, problem.y_layout, problem.y_pixel_stride);
+  const Kernel& kernel = kernel_for(problem, choice, dy.empty() || w.empty());
+
+  const Operands operands{.x = dx.data(), .w = stage_weights(w, problem), .y = staged_dy.data(problem)};
+  kernel.run(staged(problem), operands);
+  return dx.finish(operands.x);
+}
+
+WeightGradients wgrad(StagedDy& staged_dy, const Tensor4& x, const int64_t* w_sizes, const PrologueTensors& prologue,
+                      const Geometry& geometry, bool bias, bool channels_last, const Choice& choice) {
+  const Tensor4& dy = staged_dy.tensor();
+  check_dtype(x, dy, "x");
+  ConvProblem problem = conv_problem(Direction::wgrad, dtype_of(dy.torch_dtype), x.sizes, w_sizes, geometry);
+  problem.prologue = prologue_of(prologue);
+  check_sizes(dy, y_sizes(problem), "dy");
+  Result dw(w_sizes, channels_last, dy.torch_dtype, element_size(problem.dtype), Scratch::w);
+  const int64_t bias_size = bias ? problem.k : 0, bias_stride = 1;
+  OwnedTensor db = empty_strided(1, &bias_size, &bias_stride, dy.torch_dtype);
+
+  note_layout(x.sizes, x.strides, problem.x_layout, problem.x_pixel_stride);
+  problem.w_layout = dw.in_place() ? WeightLayout::krsc : WeightLayout::kcrs;
+  note_layout(dy.sizes, dy.strides, problem.y_layout, problem.y_pixel_stride);
+  const Kernel& kernel = kernel_for(problem, choice, dw.empty() || dy.empty() || x.empty());
+
+  Operands operands{.x = stage_x(x, prologue, problem), .w = dw.data(), .y = staged_dy.data(problem)};
+  if (bias) operands.dbias = scratch<double>(Scratch::channels, problem.k);
+  kernel.run(staged(problem), operands);
+  if (bias) {
+    const void* data = nullptr;
+    CNNKERN_TORCH(torch_get_const_data_ptr(db.get(), &data));
+    from_accumulator(operands.dbias, problem.k, problem.dtype, const_cast<void*>(data));
+  }
+  return {dw.finish(operands.w), std::move(db)};
+}
+
+}  // namespace
+
 OwnedTensor conv_fprop(AtenTensorHandle x_handle, AtenTensorHandle w_handle, const EpilogueTensors& epilogue,
-                       const Geometry& geometry, const Choice& choice) {
+                       const PrologueTensors& prologue, const Geometry& geometry, const Choice& choice) {
   const Tensor4 x = read_tensor(x_handle, "x"), w = read_tensor(w_handle, "w");
   check_dtype(w, x, "w");
   ConvProblem problem = conv_problem(Direction::fprop, dtype_of(x.torch_dtype), x.sizes, w.sizes, geometry);
+  problem.prologue = prologue_of(prologue);
   problem.epilogue = epilogue_of(epilogue);
   const bool channels_last = suggests_channels_last(x.sizes, x.strides) || suggests_channels_last(w.sizes, w.strides);
   Result y(y_sizes(problem).data(), channels_last, x.torch_dtype, element_size(problem.dtype), Scratch::y);
@@ -124,8 +215,7 @@ OwnedTensor conv_fprop(AtenTensorHandle x_handle, AtenTensorHandle w_handle, con
   problem.y_layout = y.in_place() ? Layout::nhwc : Layout::nchw;
   const Kernel& kernel = kernel_for(problem, choice, x.empty() || w.empty());
 
-  Operands operands{
-      .x = stage(x, problem.x_layout, problem.dtype, Scratch::x), .w = stage_weights(w, problem), .y = y.data()};
+  Operands operands{.x = stage_x(x, prologue, problem), .w = stage_weights(w, problem), .y = y.data()};
   if (epilogue.scale || epilogue.shift) {
     double* room = scratch<double>(Scratch::channels, 2 * problem.k);
     operands.scale = channel_vector(epilogue.scale, problem.k, problem.dtype, "scale", room);
@@ -136,52 +226,25 @@ OwnedTensor conv_fprop(AtenTensorHandle x_handle, AtenTensorHandle w_handle, con
   return y.finish(operands.y);
 }
 
-OwnedTensor conv_dgrad(AtenTensorHandle dy_handle, AtenTensorHandle w_handle, const std::array<int64_t, 4>& x_size,
+OwnedTensor conv_dgrad(AtenTensorHandle dy, AtenTensorHandle w, const std::array<int64_t, 4>& x_size,
                        const Geometry& geometry, bool channels_last, const Choice& choice) {
-  const Tensor4 dy = read_tensor(dy_handle, "dy"), w = read_tensor(w_handle, "w");
-  check_dtype(w, dy, "w");
-  ConvProblem problem = conv_problem(Direction::dgrad, dtype_of(dy.torch_dtype), x_size.data(), w.sizes, geometry);
-  check_sizes(dy, y_sizes(problem), "dy");
-  Result dx(x_size.data(), channels_last, dy.torch_dtype, element_size(problem.dtype), Scratch::x);
-  if (dx.empty()) return dx.finish(nullptr);
-
-  problem.x_layout = dx.in_place() ? Layout::nhwc : Layout::nchw;
-  problem.w_layout = weight_layout(w);
-  note_layout(dy.sizes, dy.strides, problem.y_layout, problem.y_pixel_stride);
-  const Kernel& kernel = kernel_for(problem, choice, dy.empty() || w.empty());
-
-  const Operands operands{
-      .x = dx.data(), .w = stage_weights(w, problem), .y = stage(dy, problem.y_layout, problem.dtype, Scratch::y)};
-  kernel.run(staged(problem), operands);
-  return dx.finish(operands.x);
+  StagedDy staged_dy(dy);
+  return dgrad(staged_dy, read_tensor(w, "w"), x_size.data(), geometry, channels_last, choice);
 }
 
-WeightGradients conv_wgrad(AtenTensorHandle dy_handle, AtenTensorHandle x_handle, const std::array<int64_t, 4>& w_size,
-                           const Geometry& geometry, bool bias, bool channels_last, const Choice& choice) {
-  const Tensor4 dy = read_tensor(dy_handle, "dy"), x = read_tensor(x_handle, "x");
-  check_dtype(x, dy, "x");
-  ConvProblem problem = conv_problem(Direction::wgrad, dtype_of(dy.torch_dtype), x.sizes, w_size.data(), geometry);
-  check_sizes(dy, y_sizes(problem), "dy");
-  Result dw(w_size.data(), channels_last, dy.torch_dtype, element_size(problem.dtype), Scratch::w);
-  const int64_t bias_size = bias ? problem.k : 0, bias_stride = 1;
-  OwnedTensor db = empty_strided(1, &bias_size, &bias_stride, dy.torch_dtype);
+WeightGradients conv_wgrad(AtenTensorHandle dy, AtenTensorHandle x, const std::array<int64_t, 4>& w_size,
+                           const PrologueTensors& prologue, const Geometry& geometry, bool bias, bool channels_last,
+                           const Choice& choice) {
+  StagedDy staged_dy(dy);
+  return wgrad(staged_dy, read_tensor(x, "x"), w_size.data(), prologue, geometry, bias, channels_last, choice);
+}
 
-  note_layout(x.sizes, x.strides, problem.x_layout, problem.x_pixel_stride);
-  problem.w_layout = dw.in_place() ? WeightLayout::krsc : WeightLayout::kcrs;
-  note_layout(dy.sizes, dy.strides, problem.y_layout, problem.y_pixel_stride);
-  const Kernel& kernel = kernel_for(problem, choice, dw.empty() || dy.empty() || x.empty());
-
-  Operands operands{.x = stage(x, problem.x_layout, problem.dtype, Scratch::x),
-                    .w = dw.data(),
-                    .y = stage(dy, problem.y_layout, problem.dtype, Scratch::y)};
-  if (bias) operands.dbias = scratch<double>(Scratch::channels, problem.k);
-  kernel.run(staged(problem), operands);
-  if (bias) {
-    const void* data = nullptr;
-    CNNKERN_TORCH(torch_get_const_data_ptr(db.get(), &data));
-    from_accumulator(operands.dbias, problem.k, problem.dtype, const_cast<void*>(data));
-  }
-  return {dw.finish(operands.w), std::move(db)};
+Gradients conv_backward(AtenTensorHandle dy, AtenTensorHandle x_handle, AtenTensorHandle w_handle,
+                        const Geometry& geometry, const GradientsAsked& asked) {
+  const Tensor4 x = read_tensor(x_handle, "x"), w = read_tensor(w_handle, "w");
+  StagedDy staged_dy(dy);
+  OwnedTensor dx = dgrad(staged_dy, w, x.sizes, geometry, asked.x_channels_last, asked.dgrad);
+  return {std::move(dx), wgrad(staged_dy, x, w.sizes, {}, geometry, asked.bias, asked.w_channels_last, asked.wgrad)};
 }
 
 }  // namespace cnnkern::cpu

@@ -14,11 +14,23 @@ struct Geometry {
   std::array<int64_t, 4> padding;   // top, left, bottom, right
   std::array<int64_t, 2> dilation;  // vertical, horizontal
   int64_t groups;
+
+  // From these nine numbers in this order.
+  static Geometry of(const std::array<int64_t, 9>& g) {
+    return {{g[0], g[1]}, {g[2], g[3], g[4], g[5]}, {g[6], g[7]}, g[8]};
+  }
 };
 
 struct Choice {
   int64_t flags;            // memo.h
   std::string_view kernel;  // empty: the memo's
+};
+
+// The tensors of act(scale * x + shift), through which x is read; null: absent.
+struct PrologueTensors {
+  AtenTensorHandle scale, shift;  // [c], in the convolution's dtype or its accumulator's
+  Activation activation;
+  float alpha;
 };
 
 // The tensors of y = act(scale * conv + shift + residual); null: absent.
@@ -33,7 +45,7 @@ struct EpilogueTensors {
 
 // y [n, k, p, q]: channels_last if x or w is, as in torch.
 OwnedTensor conv_fprop(AtenTensorHandle x, AtenTensorHandle w, const EpilogueTensors& epilogue,
-                       const Geometry& geometry, const Choice& choice);
+                       const PrologueTensors& prologue, const Geometry& geometry, const Choice& choice);
 
 // dx [x_size].
 OwnedTensor conv_dgrad(AtenTensorHandle dy, AtenTensorHandle w, const std::array<int64_t, 4>& x_size,
@@ -42,10 +54,24 @@ OwnedTensor conv_dgrad(AtenTensorHandle dy, AtenTensorHandle w, const std::array
 // dw [w_size], and db [k], or of no elements if not `bias`.
 struct WeightGradients { OwnedTensor dw, db; };
 WeightGradients conv_wgrad(AtenTensorHandle dy, AtenTensorHandle x, const std::array<int64_t, 4>& w_size,
-                           const Geometry& geometry, bool bias, bool channels_last, const Choice& choice);
+                           const PrologueTensors& prologue, const Geometry& geometry, bool bias, bool channels_last,
+                           const Choice& choice);
 
-// The epilogue that these tensors make.
+// Both of them, of which a training step needs the two together: dy is read, and if need be copied, once.
+struct Gradients {
+  OwnedTensor dx;
+  WeightGradients weights;
+};
+struct GradientsAsked {
+  bool bias, x_channels_last, w_channels_last;
+  Choice dgrad, wgrad;
+};
+Gradients conv_backward(AtenTensorHandle dy, AtenTensorHandle x, AtenTensorHandle w, const Geometry& geometry,
+                        const GradientsAsked& asked);
+
+// The epilogue and the prologue that these tensors make.
 Epilogue epilogue_of(const EpilogueTensors& tensors);
+Prologue prologue_of(const PrologueTensors& tensors);
 
 // Throws std::runtime_error for a name that is no activation.
 Activation activation_named(std::string_view name);

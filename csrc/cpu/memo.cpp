@@ -81,6 +81,8 @@ ConvProblem staged(const ConvProblem& problem) {
   ConvProblem copy = problem;
   copy.x_layout = copy.y_layout = Layout::nhwc;
   copy.w_layout = WeightLayout::krsc;
+  if (copy.prologue != Prologue{}) copy.x_pixel_stride = 0;
+  copy.prologue = {};
   return copy;
 }
 

@@ -18,7 +18,7 @@ constexpr int64_t kDeterministic = 2;  // the same bits from every run
 // The kernel to run: the memo's, or on a miss the chooser's, which is then kept.
 const Kernel& chosen_kernel(const ConvProblem& problem, int64_t flags);
 
-// The problem as kernels are asked about it: x, w and y copied to NHWC where they are not.
+// The problem as kernels are asked about it: x, w and y copied to NHWC where they are not, x through its prologue.
 ConvProblem staged(const ConvProblem& problem);
 
 // Empty, or why this kernel cannot compute the problem.

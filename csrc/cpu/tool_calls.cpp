@@ -188,8 +188,8 @@ OwnedTensor depthwise_separable(AtenTensorHandle x_handle, AtenTensorHandle dw_h
   const std::string why_not = x.empty() ? "x has no elements" : tools().separable_why_not(first, second);
   if (!choice.kernel.empty()) require_fused(choice.kernel, first, second, why_not);
   if (!why_not.empty()) {
-    const OwnedTensor middle = conv_fprop(x_handle, dw_handle, dw_epilogue, geometry, {choice.flags, {}});
-    return conv_fprop(middle.get(), pw_handle, pw_epilogue, pointwise, {choice.flags, {}});
+    const OwnedTensor middle = conv_fprop(x_handle, dw_handle, dw_epilogue, {}, geometry, {choice.flags, {}});
+    return conv_fprop(middle.get(), pw_handle, pw_epilogue, {}, pointwise, {choice.flags, {}});
   }
 
   const bool like_channels_last = channels_last(x) || channels_last(dw) || channels_last(pw);

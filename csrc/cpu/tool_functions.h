@@ -6,6 +6,8 @@
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 
+void prologue(const Prologue& prologue, DType dtype, const PrologueOperands& operands, int64_t pixels, int64_t c);
+
 void channel_shuffle(const void* x, void* y, int64_t outer, int64_t channels, int64_t groups, int64_t inner,
                      size_t element_size);
 

@@ -3,8 +3,9 @@
 namespace cnnkern::cpu::CNNKERN_ISA {
 
 const Tools& tools() {
-  static const Tools table{channel_shuffle,     max_pool2d,        max_pool2d_backward, avg_pool2d,
-                           avg_pool2d_backward, global_avg_pool2d, separable_why_not,   separable};
+  static const Tools table{prologue,   channel_shuffle,     max_pool2d,        max_pool2d_backward,
+                           avg_pool2d, avg_pool2d_backward, global_avg_pool2d, separable_why_not,
+                           separable};
   return table;
 }
 

@@ -32,7 +32,18 @@ struct SeparableOperands {
   const void* pw_shift = nullptr;
 };
 
+struct PrologueOperands {
+  const void* x = nullptr;  // [pixels][c]
+  int64_t x_pixel_stride = 0;
+  const void* scale = nullptr;  // [c], accumulator's type, as shift; null: absent
+  const void* shift = nullptr;
+  void* t = nullptr;  // [pixels][c], may be x where that is dense
+};
+
 struct Tools {
+  // t = act(scale * x + shift)
+  void (*prologue)(const Prologue& prologue, DType dtype, const PrologueOperands& operands, int64_t pixels, int64_t c);
+
   // y[o, j, g, i] = x[o, g, j, i] for o < outer, g < groups, j < channels / groups, i < inner, on elements of
   // element_size bytes. NHWC: outer = n * h * w, inner = 1. NCHW: outer = n, inner = h * w.
   void (*channel_shuffle)(const void* x, void* y, int64_t outer, int64_t channels, int64_t groups, int64_t inner,
