@@ -316,24 +316,29 @@ class _Conv2d(Function):
     def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, c: Constants) -> Tensor:
         y = _Fprop.run(x, w, None, bias, None, c, "none", 0.0)
         needs_x, needs_w, _, _ = ctx.needs_input_grad
-        ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
-        ctx.rest = c, x.shape, not y.is_contiguous(), w.shape, _filter_layout(w)
+        if needs_x and needs_w:
+            ctx.save_for_backward(x, w)
+            ctx.rest = c, None
+        else:
+            ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
+            ctx.rest = c, (x.shape, not y.is_contiguous(), w.shape, _filter_layout(w))
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
-        c, x_size, x_channels_last, w_size, w_channels_last = ctx.rest
+        c, unsaved = ctx.rest
         needs_x, needs_w, needs_bias, _ = ctx.needs_input_grad
         plain = not (torch.is_grad_enabled() or in_transform() or in_forward_mode())
-        dx = dw = db = None
-        if plain and needs_x and needs_w:
+        if plain and unsaved is None:
             geometry, flags, _, *kernels = c
             with below_autograd():
-                dx, dw, db = _BACKWARD(
-                    dy, x, w, geometry, needs_bias, x_channels_last, w_channels_last, flags, *kernels
-                )
+                dx, dw, db = _BACKWARD(dy, x, w, geometry, needs_bias, flags, *kernels)
             return dx, dw, db if needs_bias else None, None
+        x_size, x_channels_last, w_size, w_channels_last = unsaved or (
+            x.shape, ops.gives_channels_last(x, w), w.shape, _filter_layout(w)
+        )  # fmt: skip
+        dx = dw = db = None
         if needs_x:
             dx = dgrad(dy, w, x_size, x_channels_last, c)
         if plain and needs_w and needs_bias:
@@ -415,12 +420,12 @@ def _wgrad_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 
 def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    dy, x, w, geometry, bias, x_channels_last, w_channels_last, flags, *kernels = inputs
+    dy, x, w, geometry, bias, flags, *kernels = inputs
     constants = Constants(geometry, flags, None, *kernels)
 
     def compute(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dx = dgrad(dy, w, x.shape, x_channels_last, constants)
-        return dx, wgrad(dy, x, w.shape, w_channels_last, constants), _bias_gradient(dy, bias)
+        dx = dgrad(dy, w, x.shape, ops.gives_channels_last(x, w), constants)
+        return dx, wgrad(dy, x, w.shape, _filter_layout(w), constants), _bias_gradient(dy, bias)
 
     ctx.save_for_backward(dy, x, w)
     ctx.compute = compute

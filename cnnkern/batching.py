@@ -96,14 +96,14 @@ def _wgrad(
 
 def _backward(
     info: Any, in_dims: tuple[_Dim, ...], dy: Tensor, x: Tensor, w: Tensor, geometry: Sequence[int], bias: bool,
-    x_channels_last: bool, w_channels_last: bool, flags: int, dgrad_kernel: str | None, wgrad_kernel: str | None,
+    flags: int, dgrad_kernel: str | None, wgrad_kernel: str | None,
 ) -> tuple[tuple[Tensor, ...], tuple[_Dim, ...]]:  # fmt: skip
     dy_dim, x_dim, w_dim, *_ = in_dims
     x_size, w_size = _one(x, x_dim), _one(w, w_dim)
-    dx, dx_dim = _dgrad(info, (dy_dim, w_dim), dy, w, x_size, geometry, x_channels_last, flags, dgrad_kernel)
+    dx, dx_dim = _dgrad(info, (dy_dim, w_dim), dy, w, x_size, geometry, False, flags, dgrad_kernel)
     dims = (dy_dim, x_dim, *(None,) * 10)
     rest = (*ops.NO_PROLOGUE, flags, wgrad_kernel)
-    gradients, gradient_dims = _wgrad(info, dims, dy, x, w_size, geometry, bias, w_channels_last, *rest)
+    gradients, gradient_dims = _wgrad(info, dims, dy, x, w_size, geometry, bias, False, *rest)
     return (dx, *gradients), (dx_dim, *gradient_dims)
 
 

@@ -55,6 +55,11 @@ def memory_format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
+def gives_channels_last(x: Tensor, w: Tensor) -> bool:
+    """torch's rule for the memory format of a convolution's result, and of the gradient of x."""
+    return suggests_channels_last(x) or suggests_channels_last(w)
+
+
 def _output_pixels(x_size: Sequence[int], w_size: Sequence[int], geometry: Sequence[int]) -> tuple[int, int]:
     stride_h, stride_w, top, left, bottom, right, dilation_h, dilation_w, _ = geometry
     p = output_size(x_size[2], w_size[2], top, bottom, stride_h, dilation_h)
@@ -77,8 +82,8 @@ def _fprop_fake(
     )
     torch._check(w.shape[0] % groups == 0, lambda: f"groups={groups} does not divide {w.shape[0]} output channels")
     size = (x.shape[0], w.shape[0], *_output_pixels(x.shape, w.shape, geometry))
-    channels_last = suggests_channels_last(x) or suggests_channels_last(w)
-    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=memory_format(channels_last))
+    layout = memory_format(gives_channels_last(x, w))
+    return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
 
 
 @torch.library.register_fake("cnnkern::conv2d_dgrad")
@@ -101,11 +106,11 @@ def _wgrad_fake(
 
 @torch.library.register_fake("cnnkern::conv2d_backward")
 def _backward_fake(
-    dy: Tensor, x: Tensor, w: Tensor, geometry: Sequence[int], bias: bool, x_channels_last: bool,
-    w_channels_last: bool, flags: int, dgrad_kernel: str | None, wgrad_kernel: str | None,
+    dy: Tensor, x: Tensor, w: Tensor, geometry: Sequence[int], bias: bool, flags: int,
+    dgrad_kernel: str | None, wgrad_kernel: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dx = _dgrad_fake(dy, w, x.shape, geometry, x_channels_last, flags, dgrad_kernel)
-    rest = bias, w_channels_last, *NO_PROLOGUE, flags, wgrad_kernel
+    dx = _dgrad_fake(dy, w, x.shape, geometry, gives_channels_last(x, w), flags, dgrad_kernel)
+    rest = bias, not w.is_contiguous(), *NO_PROLOGUE, flags, wgrad_kernel
     return dx, *_wgrad_fake(dy, x, w.shape, geometry, *rest)
 
 

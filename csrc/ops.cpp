@@ -85,12 +85,11 @@ void backward(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
   const OwnedTensor dy = arguments.tensor(), x = arguments.tensor(), w = arguments.tensor();
   const cpu::Geometry geometry = read_geometry(arguments);
-  const bool bias = arguments.boolean(), x_channels_last = arguments.boolean(), w_channels_last = arguments.boolean();
+  const bool bias = arguments.boolean();
   const int64_t flags = arguments.integer();
   const TextArgument dgrad_kernel = arguments.optional_text(), wgrad_kernel = arguments.optional_text();
-  cpu::Gradients gradients = cpu::conv_backward(
-      dy.get(), x.get(), w.get(), geometry,
-      {bias, x_channels_last, w_channels_last, {flags, dgrad_kernel.view()}, {flags, wgrad_kernel.view()}});
+  cpu::Gradients gradients = cpu::conv_backward(dy.get(), x.get(), w.get(), geometry,
+                                                {bias, {flags, dgrad_kernel.view()}, {flags, wgrad_kernel.view()}});
   stack[0] = returned(std::move(gradients.dx));
   stack[1] = returned(std::move(gradients.weights.dw));
   stack[2] = returned(std::move(gradients.weights.db));
@@ -192,10 +191,10 @@ STABLE_TORCH_LIBRARY(cnnkern, m) {
       "conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_size, int[] geometry, bool bias, bool channels_last, "
       "Tensor? x_scale, Tensor? x_shift, str? x_activation, float? x_alpha, int flags, str? kernel) "
       "-> (Tensor dw, Tensor db)");
-  // conv2d_dgrad and conv2d_wgrad in one call.
+  // conv2d_dgrad and conv2d_wgrad in one call: dx in the memory format of y, dw in w's.
   m.def(
-      "conv2d_backward(Tensor dy, Tensor x, Tensor w, int[] geometry, bool bias, bool x_channels_last, "
-      "bool w_channels_last, int flags, str? dgrad_kernel, str? wgrad_kernel) -> (Tensor dx, Tensor dw, Tensor db)");
+      "conv2d_backward(Tensor dy, Tensor x, Tensor w, int[] geometry, bool bias, int flags, str? dgrad_kernel, "
+      "str? wgrad_kernel) -> (Tensor dx, Tensor dw, Tensor db)");
   // A depthwise convolution, whose geometry it is, and a 1x1 convolution of its result, each with an epilogue.
   m.def(
       "depthwise_separable(Tensor x, Tensor dw_weight, Tensor? dw_scale, Tensor? dw_shift, str dw_activation, "

@@ -43,8 +43,8 @@ def operator_calls(requires_grad=False):
         "wgrad": (ops.WGRAD, (dy, x, w.shape, GEOMETRY, False, False, *ops.NO_PROLOGUE, 0, None)),
         "wgrad, bias, channels_last": (ops.WGRAD, (dy, x, w.shape, GEOMETRY, True, True, *ops.NO_PROLOGUE, 0, None)),
         "wgrad, prologue": (ops.WGRAD, (dy, x, w.shape, GEOMETRY, True, False, *prologue, 0, None)),
-        "backward": (ops.BACKWARD, (dy, x, w, GEOMETRY, False, False, False, 0, None, None)),
-        "backward, bias, channels_last": (ops.BACKWARD, (dy, x, w, GEOMETRY, True, True, True, 0, None, None)),
+        "backward": (ops.BACKWARD, (dy, x, w, GEOMETRY, False, 0, None, None)),
+        "backward, bias, channels_last": (ops.BACKWARD, (dy, x, w, GEOMETRY, True, 0, None, None)),
         "depthwise_separable": (
             ops.DEPTHWISE_SEPARABLE,
             (

@@ -177,9 +177,10 @@ def test_prologue(dtype: str, layout: Layout, activation: str | None) -> None:
 def test_backward_is_dgrad_and_wgrad(dtype: str, layout: Layout, bias: bool) -> None:
     x, w, dy = (layout(random(*size, dtype=dtype)) for size in ((2, 6, 9, 8), (4, 3, 3, 2), (2, 4, 5, 10)))
     geometry = [*GEOMETRY, 2]
-    dx, dw, db = ops.BACKWARD(dy, x, w, geometry, bias, True, False, 0, None, None)
-    apart = ops.WGRAD(dy, x, w.shape, geometry, bias, False, *ops.NO_PROLOGUE, 0, None)
-    for ours, expected in zip((dx, dw, db), (ops.DGRAD(dy, w, x.shape, geometry, True, 0, None), *apart), strict=True):
+    together = ops.BACKWARD(dy, x, w, geometry, bias, 0, None, None)
+    dx = ops.DGRAD(dy, w, x.shape, geometry, ops.gives_channels_last(x, w), 0, None)
+    apart = ops.WGRAD(dy, x, w.shape, geometry, bias, not w.is_contiguous(), *ops.NO_PROLOGUE, 0, None)
+    for ours, expected in zip(together, (dx, *apart), strict=True):
         assert torch.equal(ours, expected)
         assert_strides_of(ours, expected)
 

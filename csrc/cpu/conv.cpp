@@ -33,6 +33,11 @@ float alpha_of(Activation activation, float alpha) {
 
 std::array<int64_t, 4> y_sizes(const ConvProblem& p) { return {p.n, p.k, p.p(), p.q()}; }
 
+// torch's rule for the memory format of y.
+bool gives_channels_last(const Tensor4& x, const Tensor4& w) {
+  return suggests_channels_last(x.sizes, x.strides) || suggests_channels_last(w.sizes, w.strides);
+}
+
 // Notes in the problem how x or y lies in memory.
 void note_layout(const int64_t* sizes, const int64_t* strides, Layout& layout, int64_t& pixel_stride) {
   const int64_t stride = nhwc_pixel_stride(sizes, strides);
@@ -206,8 +211,7 @@ OwnedTensor conv_fprop(AtenTensorHandle x_handle, AtenTensorHandle w_handle, con
   ConvProblem problem = conv_problem(Direction::fprop, dtype_of(x.torch_dtype), x.sizes, w.sizes, geometry);
   problem.prologue = prologue_of(prologue);
   problem.epilogue = epilogue_of(epilogue);
-  const bool channels_last = suggests_channels_last(x.sizes, x.strides) || suggests_channels_last(w.sizes, w.strides);
-  Result y(y_sizes(problem).data(), channels_last, x.torch_dtype, element_size(problem.dtype), Scratch::y);
+  Result y(y_sizes(problem).data(), gives_channels_last(x, w), x.torch_dtype, element_size(problem.dtype), Scratch::y);
   if (y.empty()) return y.finish(nullptr);
 
   note_layout(x.sizes, x.strides, problem.x_layout, problem.x_pixel_stride);
@@ -243,8 +247,9 @@ Gradients conv_backward(AtenTensorHandle dy, AtenTensorHandle x_handle, AtenTens
                         const Geometry& geometry, const GradientsAsked& asked) {
   const Tensor4 x = read_tensor(x_handle, "x"), w = read_tensor(w_handle, "w");
   StagedDy staged_dy(dy);
-  OwnedTensor dx = dgrad(staged_dy, w, x.sizes, geometry, asked.x_channels_last, asked.dgrad);
-  return {std::move(dx), wgrad(staged_dy, x, w.sizes, {}, geometry, asked.bias, asked.w_channels_last, asked.wgrad)};
+  const bool dw_channels_last = !contiguous(w.sizes, w.strides);
+  OwnedTensor dx = dgrad(staged_dy, w, x.sizes, geometry, gives_channels_last(x, w), asked.dgrad);
+  return {std::move(dx), wgrad(staged_dy, x, w.sizes, {}, geometry, asked.bias, dw_channels_last, asked.wgrad)};
 }
 
 }  // namespace cnnkern::cpu

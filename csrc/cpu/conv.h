@@ -57,13 +57,13 @@ WeightGradients conv_wgrad(AtenTensorHandle dy, AtenTensorHandle x, const std::a
                            const PrologueTensors& prologue, const Geometry& geometry, bool bias, bool channels_last,
                            const Choice& choice);
 
-// Both of them, of which a training step needs the two together: dy is read, and if need be copied, once.
+// Both of them, as a training step needs them: dy is copied at most once. dx is laid out as y is, dw as w.
 struct Gradients {
   OwnedTensor dx;
   WeightGradients weights;
 };
 struct GradientsAsked {
-  bool bias, x_channels_last, w_channels_last;
+  bool bias;
   Choice dgrad, wgrad;
 };
 Gradients conv_backward(AtenTensorHandle dy, AtenTensorHandle x, AtenTensorHandle w, const Geometry& geometry,

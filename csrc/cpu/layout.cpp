@@ -196,6 +196,16 @@ void dense_strides(const int64_t* sizes, bool channels_last, int64_t* strides) {
   }
 }
 
+bool contiguous(const int64_t* sizes, const int64_t* strides) {
+  int64_t dense[4];
+  dense_strides(sizes, false, dense);
+  const bool empty = !(sizes[0] && sizes[1] && sizes[2] && sizes[3]);
+  for (int i = 0; i < 4; ++i) {
+    if (!empty && sizes[i] != 1 && strides[i] != dense[i]) return false;
+  }
+  return true;
+}
+
 void copy_to_nhwc(const void* source, const int64_t* sizes, const int64_t* strides, size_t element_size, void* target) {
   with_element(element_size, [&](auto element) { to_nhwc<decltype(element)>(source, sizes, strides, target); });
 }

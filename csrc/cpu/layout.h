@@ -15,6 +15,9 @@ int64_t nhwc_pixel_stride(const int64_t* sizes, const int64_t* strides);
 // Whether torch takes these strides for channels_last (Tensor.suggest_memory_format).
 bool suggests_channels_last(const int64_t* sizes, const int64_t* strides);
 
+// Whether the tensor is dense NCHW (Tensor.is_contiguous): the strides of dimensions of size 1 say nothing.
+bool contiguous(const int64_t* sizes, const int64_t* strides);
+
 // Strides of a dense tensor, as torch.empty gives them for either memory format.
 void dense_strides(const int64_t* sizes, bool channels_last, int64_t* strides);
 

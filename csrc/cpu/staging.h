@@ -2,6 +2,7 @@
 // scratch memory and, for results, a copy back.
 #pragma once
 
+#include "../poison.h"
 #include "../tensor.h"
 #include "layout.h"
 #include "threads.h"
@@ -41,7 +42,9 @@ class Result {
         tensor_(read_tensor(owner_.get(), "result")),
         element_size_(element_size),
         slot_(slot),
-        in_place_(tensor_.empty() || nhwc_pixel_stride(tensor_.sizes, tensor_.strides)) {}
+        in_place_(tensor_.empty() || nhwc_pixel_stride(tensor_.sizes, tensor_.strides)) {
+    poison(tensor_.data, static_cast<size_t>(element_count(sizes)) * element_size);
+  }
 
   bool in_place() const { return in_place_; }
   bool empty() const { return tensor_.empty(); }

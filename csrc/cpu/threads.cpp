@@ -10,6 +10,8 @@
 #include <new>
 #include <stdexcept>
 
+#include "../poison.h"
+
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -97,6 +99,7 @@ void* scratch_bytes(Scratch slot, size_t bytes) {
   static thread_local Buffer buffers[static_cast<int>(Scratch::count)];
   Buffer& buffer = buffers[static_cast<int>(slot)];
   if (buffer.bytes < bytes) buffer.grow(bytes);
+  poison(buffer.memory.get(), bytes);
   return buffer.memory.get();
 }
 

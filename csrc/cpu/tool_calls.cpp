@@ -14,16 +14,6 @@ using Sizes = std::array<int64_t, 4>;
 
 bool channels_last(const Tensor4& tensor) { return suggests_channels_last(tensor.sizes, tensor.strides); }
 
-// Dense up to the strides of dimensions of size 1, which say nothing.
-bool contiguous(const Tensor4& tensor) {
-  int64_t dense[4];
-  dense_strides(tensor.sizes, false, dense);
-  for (int i = 0; i < 4; ++i) {
-    if (tensor.sizes[i] != 1 && tensor.strides[i] != dense[i]) return false;
-  }
-  return true;
-}
-
 // torch's output size of a pooling axis: in ceil_mode a last window is added if it starts inside input or padding.
 int64_t pooled_size(int64_t size, const Window& window, int axis) {
   const int64_t stride = window.stride[axis], pad = window.padding[axis];
@@ -94,7 +84,7 @@ OwnedTensor channel_shuffle(AtenTensorHandle x_handle, int64_t groups) {
   const int64_t c = x.sizes[1], pixels = x.sizes[2] * x.sizes[3];
   if (groups < 1 || c % groups) fail("groups does not divide the channels");
   const Sizes sizes = {x.sizes[0], c, x.sizes[2], x.sizes[3]};
-  if (!x.empty() && contiguous(x) && !channels_last(x)) {
+  if (!x.empty() && contiguous(x.sizes, x.strides) && !channels_last(x)) {
     OwnedTensor y = dense_tensor(sizes.data(), false, x.torch_dtype);
     tools().channel_shuffle(x.data, read_tensor(y.get(), "y").data, sizes[0], c, groups, pixels, size);
     return y;
