@@ -32,9 +32,11 @@ bench-kernels: $(BUILT)
 
 test: $(BUILT)
 	$(PYTEST) -m "not full"
+	TRITON_INTERPRET=1 $(PYTEST) -m "not full" tests/interpreted
 
 test-full: $(BUILT)
 	$(PYTEST)
+	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted
 
 # The tests that reach most of the compiled code, on a build of it with address and undefined-behaviour sanitizers.
 test-sanitize: export PATH := $(abspath $(dir $(PYTHON))):$(PATH)

@@ -1,6 +1,7 @@
 """Hand-written convolution kernels for PyTorch: drop-in modules and functions, forward and backward."""
 
 from cnnkern import functional, nn
+from cnnkern import gpu as _gpu  # noqa: F401  (registers the operators for CUDA tensors)
 from cnnkern.convert import convert, revert
 from cnnkern.dispatch import use
 from cnnkern.explain import explain

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.nn import Parameter
 
+from cnnkern.backends import triton
 from cnnkern.problem import ACTIVATIONS, DTYPE_NAMES
 
 Size = int | tuple[int, ...] | list[int]
@@ -37,7 +38,10 @@ def why_not_own(input: Tensor, *others: Tensor | None) -> str:
     if type(input) not in _PLAIN:
         return f"input is a {type(input).__name__}"
     on_cpu = input.is_cpu
-    if not on_cpu and not input.is_meta:
+    if input.is_cuda:
+        if reason := triton.why_missing(input.device):
+            return f"there is no kernel for a tensor on a GPU: {reason}"
+    elif not on_cpu and not input.is_meta:
         return f"there is no kernel for device type {input.device.type}"
     if input.dtype not in DTYPE_NAMES:
         return f"there is no kernel for {input.dtype}"
@@ -48,7 +52,7 @@ def why_not_own(input: Tensor, *others: Tensor | None) -> str:
             continue
         if type(other) not in _PLAIN:
             return f"an operand is a {type(other).__name__}"
-        if other.is_cpu is not on_cpu:
+        if other.is_cpu is not on_cpu or (not on_cpu and other.device != input.device):
             raise RuntimeError(
                 "Expected all tensors to be on the same device, but found at least two devices, "
                 f"{input.device} and {other.device}!"
@@ -107,12 +111,18 @@ def emits_aten() -> bool:
     return torch._C._is_tracing()
 
 
+def autocasts(input: Any) -> bool:
+    """Whether torch's autocasting is on for a call with this input, which may be anything."""
+    return torch.is_autocast_enabled("cuda" if getattr(input, "is_cuda", False) else "cpu")
+
+
 def autocast(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """The tensors as torch's autocasting hands them to a convolution on the CPU."""
-    dtype = torch.get_autocast_dtype("cpu")
+    """The tensors as torch's autocasting hands them to a convolution; the first has the device that counts."""
+    device = tensors[0].device.type if isinstance(tensors[0], Tensor) else "cpu"
+    dtype = torch.get_autocast_dtype(device)
 
     def cast(tensor: Any) -> Any:
-        if not isinstance(tensor, Tensor) or tensor.device.type != "cpu":
+        if not isinstance(tensor, Tensor) or tensor.device.type != device:
             return tensor
         return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 

@@ -56,12 +56,13 @@ def info() -> None:
 
 @main.command()
 @click.argument("problem")
-def explain(problem: str) -> None:
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where the tensors are.")
+def explain(problem: str, device: str) -> None:
     """Which kernel runs PROBLEM, why, and why each other one does not.
 
     PROBLEM is a problem string, for example fprop-f32-n1c64h56w56-k64r3s3-p1
     """
     try:
-        click.echo(cnnkern.explain(problem))
+        click.echo(cnnkern.explain(problem, device))
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="PROBLEM") from error

@@ -19,14 +19,14 @@ from typing import NamedTuple
 
 import torch
 
-from cnnkern.backends import BACKENDS, Candidate, KernelName, ReferenceBackend, VendorBackend
+from cnnkern.backends import BACKENDS, OWN_BACKENDS, Candidate, KernelName, ReferenceBackend, VendorBackend
 from cnnkern.backends.base import TRANSFORMED_FAMILIES
+from cnnkern.flags import STRICT
 from cnnkern.native import _C
-from cnnkern.ops import STRICT
 from cnnkern.problem import ConvProblem
 
 FALLBACKS = ("raise", "warn", "vendor")
-FORCIBLE_BACKENDS = tuple(backend.name for backend in BACKENDS)
+FORCIBLE_BACKENDS = tuple(dict.fromkeys(backend.name for backend in BACKENDS))
 _DEBUG = os.environ.get("CNNKERN_DEBUG", "0") not in ("", "0")
 
 
@@ -84,7 +84,8 @@ def use(
     and ``backend="reference"`` hold for the forward pass alone.
 
     Args:
-        backend: "cpu" (own kernels), "vendor" (torch's convolution) or "reference" (plain loops, for tests).
+        backend: "cpu" or "triton" (own kernels), "vendor" (torch's convolution) or "reference" (plain loops, for
+            tests, on the CPU).
         strict: only kernels with direct convolution's numerics.
         fallback: what becomes of a call that no own kernel computes: "vendor" hands it to torch and counts it (see
             :func:`fallback_counts`), "warn" also warns, once for each reason, "raise" raises :class:`FallbackError`.
@@ -138,10 +139,15 @@ def _read_environment(environment: Mapping[str, str]) -> Settings:
     )
 
 
-def candidates(problem: ConvProblem, flags: int = 0, backend: str | None = None) -> list[Candidate]:
-    """Every kernel of the problem's direction and dtype, in order, with its answer; of one backend if it is named."""
-    asked = [source for source in BACKENDS if backend in (None, source.name)]
-    return [_judged(candidate, flags) for source in asked for candidate in source.candidates(problem)]
+def candidates(
+    problem: ConvProblem, flags: int = 0, backend: str | None = None, device: str = "cpu"
+) -> list[Candidate]:
+    """The kernels of the problem's direction and dtype for a type of device ("cpu" or "cuda"), with their answers.
+
+    They are in dispatch order; of one backend if it is named. flags are those of :mod:`cnnkern.ops`.
+    """
+    asked = [source for source in BACKENDS if source.device == device and backend in (None, source.name)]
+    return [_judged(candidate, flags) for source in asked for candidate in source.candidates(problem, flags)]
 
 
 def _judged(candidate: Candidate, flags: int) -> Candidate:
@@ -150,16 +156,17 @@ def _judged(candidate: Candidate, flags: int) -> Candidate:
     return candidate
 
 
-def choose(problem: ConvProblem, flags: int = 0, backend: str = "cpu") -> str:
-    """The name of the backend's kernel that runs the problem.
+def choose(problem: ConvProblem, flags: int = 0, backend: str | None = None, device: str = "cpu") -> str:
+    """The name of the kernel that runs the problem on a type of device, among the package's own or a named backend's.
 
     It is the first that can and would, else the first that can. Raises :class:`NoKernelError` if there is none.
     """
-    asked = candidates(problem, flags, backend)
+    backends = (backend,) if backend else OWN_BACKENDS[device]
+    asked = [answer for name in backends for answer in candidates(problem, flags, name, device)]
     able = [candidate for candidate in asked if not candidate.why_not]
     if not able:
         reasons = "".join(f"\n  {candidate.kernel}: {candidate.why_not}" for candidate in asked)
-        raise NoKernelError(f"no {backend} kernel computes {problem}{reasons}")
+        raise NoKernelError(f"no {' or '.join(backends)} kernel computes {problem}{reasons}")
     return next((candidate for candidate in able if candidate.willing), able[0]).kernel
 
 

@@ -60,7 +60,8 @@ def explain(subject: Any, *args: Any, **kwargs: Any) -> Explanation | tuple[Expl
 
     Args:
         subject: one of
-            a problem string or :class:`ConvProblem`;
+            a problem string or :class:`ConvProblem`, for tensors on the CPU or, with ``device="cuda"``, on a GPU
+            (on an H200 where there is none);
             a module, with its input or the input's size after it: one answer for each nn.Conv2d that is called;
             ``conv2d`` or ``fused_conv2d`` of :mod:`cnnkern.functional`, with the call's arguments after it.
         args, kwargs: as the subject needs them. ``direction="dgrad"`` asks about another direction than fprop.
@@ -70,9 +71,9 @@ def explain(subject: Any, *args: Any, **kwargs: Any) -> Explanation | tuple[Expl
     cannot be read and TypeError for any other subject.
     """
     if isinstance(subject, str):
-        return _explained(ConvProblem.parse(subject))
+        subject = ConvProblem.parse(subject)
     if isinstance(subject, ConvProblem):
-        return _explained(subject)
+        return _explained(subject, *args, **kwargs)
     direction = kwargs.pop("direction", DIRECTIONS[0])
     if isinstance(subject, nn.Conv2d):
         return _explain_call(functional.conv2d, direction, *_call_of(subject, *args))
@@ -137,25 +138,25 @@ def _explain_call(function: Callable[..., Tensor], direction: str, *args: Any, *
         problem = replace(problem, prologue=prologue)
     if direction == "fprop":
         problem = replace(problem, epilogue=epilogue)
-    return _explained(problem, call["kernel"])
+    return _explained(problem, x.device.type, call["kernel"])
 
 
-def _explained(problem: ConvProblem, kernel: str | None = None) -> Explanation:
+def _explained(problem: ConvProblem, device: str = "cpu", kernel: str | None = None) -> Explanation:
     settings = dispatch.settings()
     forced = kernel or getattr(settings.kernels, problem.direction)
-    asked = dispatch.candidates(problem, settings.flags)
+    asked = dispatch.candidates(problem, settings.flags, device=device)
     copies = _copies(problem)
     if forced:
         why_not = next((candidate.why_not for candidate in asked if candidate.kernel == forced), "there is none")
         reason = "it is asked for by name" + (f", and cannot: {why_not}" if why_not else "")
         return Explanation(problem, forced, reason, tuple(asked), copies)
-    backend = settings.backend or "cpu"
+    backend = settings.backend
     try:
-        chosen = dispatch.choose(problem, settings.flags, backend)
+        chosen = dispatch.choose(problem, settings.flags, backend, device)
     except dispatch.NoKernelError:
         vendor = next(candidate for candidate in asked if candidate.kernel.startswith("vendor"))
         chosen = "" if settings.backend or vendor.why_not else vendor.kernel
-        return Explanation(problem, chosen, f"no {backend} kernel can", tuple(asked), copies)
+        return Explanation(problem, chosen, f"no {backend or 'own'} kernel can", tuple(asked), copies)
     answer = next(candidate for candidate in asked if candidate.kernel == chosen)
     reason = "the first in order that can and has nothing against it"
     if settings.backend:

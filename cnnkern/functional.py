@@ -15,9 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cnnkern import autograd, autograd_tools, composed, dispatch, ops
-from cnnkern.arguments import Size, alpha_of, autocast, emits_aten, geometry_of, in_transform, pair, why_not_own
+from cnnkern.arguments import (
+    Size,
+    alpha_of,
+    autocast,
+    autocasts,
+    emits_aten,
+    geometry_of,
+    in_transform,
+    pair,
+    why_not_own,
+)
 from cnnkern.dispatch import Settings
-from cnnkern.ops import DETERMINISTIC, Constants
+from cnnkern.flags import DETERMINISTIC, TF32
+from cnnkern.ops import Constants
 from cnnkern.problem import DTYPE_NAMES
 
 
@@ -44,7 +55,7 @@ def conv2d(
 
     Returns (N, K, P, Q) or (K, P, Q), in channels_last if input or weight is.
     """
-    if torch.is_autocast_enabled("cpu"):
+    if autocasts(input):
         input, weight, bias = autocast(input, weight, bias)
     call: tuple[Any, ...] = (input, weight, bias, stride, padding, dilation, groups)
     settings = dispatch.settings(kernel)
@@ -104,7 +115,7 @@ def fused_conv2d(
     there is not, and :func:`conv2d`'s errors.
     """
     alpha, input_alpha = alpha_of(activation, alpha), alpha_of(input_activation, input_alpha)
-    if torch.is_autocast_enabled("cpu"):
+    if autocasts(input):
         input, weight, residual = autocast(input, weight, residual)
     tensors = (input, weight, bias, scale, shift, residual, input_scale, input_shift)
     settings = dispatch.settings(kernel)
@@ -160,7 +171,7 @@ def depthwise_separable_conv2d(
 
     Returns (N, K, P, Q) or (K, P, Q). Errors are those of the two convolutions.
     """
-    if torch.is_autocast_enabled("cpu"):
+    if autocasts(input):
         input, dw_weight, pw_weight, dw_bias, pw_bias = autocast(input, dw_weight, pw_weight, dw_bias, pw_bias)
     tensors = (input, dw_weight, pw_weight, dw_bias, pw_bias)
     settings = dispatch.settings()
@@ -178,7 +189,7 @@ def depthwise_separable_conv2d(
     refusal: Exception = dispatch.NoKernelError(f"{kernel} cannot compute this call: it takes two convolutions")
     if geometry is not None:
         operands = (input, dw_weight, None, dw_bias, "none", 0.0, pw_weight, None, pw_bias, "none", 0.0)
-        rest = ((*geometry, dw_weight.shape[0]), _flags(settings), kernel)
+        rest = ((*geometry, dw_weight.shape[0]), _flags(settings, input), kernel)
         try:
             return _call(autograd_tools.depthwise_separable, ops.DEPTHWISE_SEPARABLE, *operands, *rest)
         except RuntimeError as error:
@@ -238,8 +249,11 @@ def global_avg_pool2d(input: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(input, 1)
 
 
-def _flags(settings: Settings) -> int:
-    return settings.flags | (DETERMINISTIC if torch.are_deterministic_algorithms_enabled() else 0)
+def _flags(settings: Settings, input: Tensor) -> int:
+    flags = settings.flags | (DETERMINISTIC if torch.are_deterministic_algorithms_enabled() else 0)
+    if input.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
+        flags |= TF32
+    return flags
 
 
 def _constants(settings: Settings, input: Tensor, geometry: tuple[int, ...], groups: int) -> Constants:
@@ -247,7 +261,7 @@ def _constants(settings: Settings, input: Tensor, geometry: tuple[int, ...], gro
     kernels = settings.kernels
     if settings.backend == "reference":
         kernels = dispatch.reference_kernels(DTYPE_NAMES[input.dtype])
-    return Constants._make(((*geometry, groups), _flags(settings), *kernels))
+    return Constants._make(((*geometry, groups), _flags(settings, input), *kernels))
 
 
 def _call(eager: Callable[..., Any], operator: Any, *args: Any) -> Any:

@@ -10,7 +10,7 @@ import torch
 
 import cnnkern
 from cnnkern import dispatch
-from cnnkern.backends import BACKENDS, KernelName
+from cnnkern.backends import BACKENDS, KernelName, triton
 from cnnkern.native import _C
 
 _VARIABLES = ("CNNKERN_BACKEND", "CNNKERN_STRICT", "CNNKERN_FALLBACK", "CNNKERN_ISA", "CNNKERN_DEBUG")
@@ -38,9 +38,10 @@ def info() -> Info:
     for backend in BACKENDS:
         families = Counter(KernelName.parse(kernel).family for kernel in backend.kernels())
         listed = ", ".join(f"{family} {count}" for family, count in families.items())
-        facts[f"backend {backend.name}"] = f"{families.total()} kernels: {listed}"
-    facts["backend cuda"] = "missing: this version has no CUDA kernels; tensors on a GPU go to the vendor"
-    facts["backend triton"] = "missing: this version has no Triton kernels"
+        missing = triton.why_missing() if backend.device == "cuda" else ""
+        known = f"backend {backend.name} ({backend.device})"
+        facts[known] = f"{families.total()} kernels: {listed}" + (f"; none can run: {missing}" if missing else "")
+    facts["backend cuda"] = "missing: this version has no CUDA C++ kernels"
     settings = dispatch.settings()
     facts["settings"] = f"backend={settings.backend} strict={bool(settings.flags)} fallback={settings.fallback}"
     facts["environment"] = " ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ) or "none"

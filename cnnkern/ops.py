@@ -30,7 +30,6 @@ AVG_POOL = torch.ops.cnnkern.avg_pool2d.default
 AVG_POOL_BACKWARD = torch.ops.cnnkern.avg_pool2d_backward.default
 GLOBAL_AVG_POOL = torch.ops.cnnkern.global_avg_pool2d.default
 
-STRICT, DETERMINISTIC = 1, 2  # bits of every operator's `flags`
 POINTWISE = (1, 1, 0, 0, 0, 0, 1, 1, 1)  # the geometry of a 1x1 convolution
 NO_PROLOGUE = (None, None, None, None)
 

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnkern import composed, ops
+from cnnkern import composed
 from cnnkern.problem import DIRECTIONS, DTYPES, ConvProblem
 
 # Rounding errors of a sum of gemm_k products grow as its square root; the constant covers the largest of many sums.
@@ -90,16 +90,24 @@ def _laid_out(values: Tensor, nhwc: bool, pixel_stride: int, offset: int) -> Ten
     return storage.as_strided(values.shape, strides, offset).copy_(values)
 
 
-def run(problem: ConvProblem, operands: Operands, kernel: str | None = None, flags: int = 0) -> Tensor:
-    """The problem's result (y, dx or dw) by the package's operator, in the problem's layout."""
+def run(
+    problem: ConvProblem, operands: Operands, kernel: str | None = None, flags: int = 0,
+    operators: Any = torch.ops.cnnkern,
+) -> Tensor:  # fmt: skip
+    """The problem's result (y, dx or dw) by the package's operator, in the problem's layout.
+
+    ``operators`` has the functions: torch's, or the module :mod:`cnnkern.gpu` to have Triton's interpreter run them.
+    """
     o, geometry = operands, problem.geometry
     if problem.direction == "dgrad":
-        return ops.DGRAD(o.dy, o.w, problem.x_size, geometry, problem.x_layout == "nhwc", flags, kernel)
+        nhwc = problem.x_layout == "nhwc"
+        return operators.conv2d_dgrad(o.dy, o.w, problem.x_size, geometry, nhwc, flags, kernel)
     rest = (o.x_scale, o.x_shift, problem.prologue.activation, problem.prologue.alpha, flags, kernel)
     if problem.direction == "wgrad":
-        return ops.WGRAD(o.dy, o.x, problem.w_size, geometry, False, problem.w_layout == "krsc", *rest)[0]
-    epilogue = problem.epilogue
-    return ops.FPROP(o.x, o.w, o.scale, o.shift, o.residual, geometry, epilogue.activation, epilogue.alpha, *rest)
+        nhwc = problem.w_layout == "krsc"
+        return operators.conv2d_wgrad(o.dy, o.x, problem.w_size, geometry, False, nhwc, *rest)[0]
+    epilogue = (problem.epilogue.activation, problem.epilogue.alpha)
+    return operators.conv2d_fprop(o.x, o.w, o.scale, o.shift, o.residual, geometry, *epilogue, *rest)
 
 
 def vendor(problem: ConvProblem, operands: Operands) -> Tensor:
@@ -150,14 +158,17 @@ def tolerance(problem: ConvProblem, torch_error: float = 0.0) -> float:
     return max(2 * torch_error, summed + rounded)
 
 
-def check(problem: ConvProblem, kernel: str | None = None, fill: str = "normal", seed: int = 0, **how: Any) -> None:
+def check(
+    problem: ConvProblem, kernel: str | None = None, fill: str = "normal", seed: int = 0,
+    operators: Any = torch.ops.cnnkern, **how: Any,
+) -> None:  # fmt: skip
     """Raises AssertionError, with the problem and the kernel, if a result is wrong.
 
     A result is right if it is equal to the oracle's rounded to the dtype (``fill="integers"``), or within
     :func:`tolerance` of it (``fill="normal"``). ``how`` goes to :func:`operands`.
     """
     given = operands(problem, fill, seed, **how)
-    result, truth = run(problem, given, kernel), oracle(problem, given)
+    result, truth = run(problem, given, kernel, operators=operators), oracle(problem, given)
     what = f"{problem} by {kernel or 'the kernel chosen'}"
     if result.shape != truth.shape:
         raise AssertionError(f"{what}: shape {tuple(result.shape)}, not {tuple(truth.shape)}")

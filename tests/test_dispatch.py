@@ -30,10 +30,10 @@ def listed(monkeypatch):
     """Replaces all kernels by the candidates that a test names."""
 
     class Listed:
-        name = "cpu"
+        name = device = "cpu"
         asked: tuple[Candidate, ...] = ()
 
-        def candidates(self, problem):
+        def candidates(self, problem, flags):
             return self.asked
 
     backend = Listed()

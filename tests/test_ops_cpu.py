@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cnnkern import _C, composed, dispatch, ops
+from cnnkern import _C, composed, dispatch, flags, ops
 
 Layout = Callable[[Tensor], Tensor]
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -272,13 +272,13 @@ def test_the_chooser_is_asked_once_a_problem_flags_and_threads() -> None:
     x, w = nhwc_slice(random(1, 4, 5, 5)), nhwc(random(4, 4, 3, 3))
     for _ in range(2):
         call(x, w)
-        call(x, w, ops.STRICT)
+        call(x, w, flags.STRICT)
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if threads > 1 else 2)
     call(x, w)
     torch.set_num_threads(threads)
     problem = "fprop-f32-n1c4h5w5-k4r3s3-p1-xs7-act:relu"
-    assert asked == [(problem, 0), (problem, ops.STRICT), (problem, 0)]
+    assert asked == [(problem, 0), (problem, flags.STRICT), (problem, 0)]
     assert set(_C.memo().values()) == {reference("fprop", "f32")}
     assert f"{problem} flags=0 threads={threads}" in _C.memo()
     _C.clear_memo()

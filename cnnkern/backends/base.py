@@ -65,11 +65,12 @@ class Backend(Protocol):
     """A source of kernels."""
 
     name: str
+    device: str  # "cpu" or "cuda"
 
     def kernels(self) -> Sequence[str]:
         """Names of all kernels, in dispatch order."""
         ...
 
-    def candidates(self, problem: ConvProblem) -> Sequence[Candidate]:
+    def candidates(self, problem: ConvProblem, flags: int = 0) -> Sequence[Candidate]:
         """The kernels of the problem's direction and dtype, in dispatch order, each with its answer."""
         ...

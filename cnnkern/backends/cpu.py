@@ -26,11 +26,12 @@ class CpuBackend:
     """Everything in the compiled kernel list but the reference kernels."""
 
     name = "cpu"
+    device = "cpu"
 
     def kernels(self) -> Sequence[str]:
         """Names of all kernels, in dispatch order."""
         return listed(reference=False)
 
-    def candidates(self, problem: ConvProblem) -> Sequence[Candidate]:
+    def candidates(self, problem: ConvProblem, flags: int = 0) -> Sequence[Candidate]:
         """The kernels of the problem's direction and dtype, with their answers."""
         return asked(problem, reference=False)

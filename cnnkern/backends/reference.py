@@ -13,11 +13,12 @@ class ReferenceBackend:
     """The reference kernels of the compiled list: each runs only where it is named."""
 
     name = "reference"
+    device = "cpu"
 
     def kernels(self) -> Sequence[str]:
         """Names of all kernels, in dispatch order."""
         return listed(reference=True)
 
-    def candidates(self, problem: ConvProblem) -> Sequence[Candidate]:
+    def candidates(self, problem: ConvProblem, flags: int = 0) -> Sequence[Candidate]:
         """The reference kernel of the problem's direction and dtype."""
         return asked(problem, reference=True)

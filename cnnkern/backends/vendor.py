@@ -1,4 +1,4 @@
-"""The library a user would run otherwise, through ATen: oneDNN on a CPU.
+"""The library a user would run otherwise, through ATen: oneDNN on a CPU, cuDNN on a GPU.
 
 It is chosen above the operators (:mod:`cnnkern.functional` calls torch.nn.functional.conv2d), because its kernels are
 no kernels of the package: they choose among themselves, and autograd is torch's.
@@ -17,11 +17,14 @@ class VendorBackend:
 
     name = "vendor"
 
+    def __init__(self, device: str, library: str) -> None:
+        self.device, self.library = device, library
+
     def kernels(self) -> Sequence[str]:
         """Names of all kernels, in dispatch order."""
-        return [_name(direction, dtype) for direction in DIRECTIONS for dtype in DTYPES]
+        return [self._name(direction, dtype) for direction in DIRECTIONS for dtype in DTYPES]
 
-    def candidates(self, problem: ConvProblem) -> Sequence[Candidate]:
+    def candidates(self, problem: ConvProblem, flags: int = 0) -> Sequence[Candidate]:
         """The vendor's convolution, which computes every problem without pixel strides, prologue or epilogue."""
         why_not = ""
         if problem.x_pixel_stride or problem.y_pixel_stride:
@@ -30,8 +33,7 @@ class VendorBackend:
             why_not = "it has no prologue"
         elif problem.epilogue.scale or problem.epilogue.residual or problem.epilogue.activation != "none":
             why_not = "it has no epilogue but a bias"
-        return [Candidate(_name(problem.direction, problem.dtype), why_not)]
+        return [Candidate(self._name(problem.direction, problem.dtype), why_not)]
 
-
-def _name(direction: str, dtype: str) -> str:
-    return str(KernelName("vendor", "aten", direction, dtype, "any", "any", "onednn"))
+    def _name(self, direction: str, dtype: str) -> str:
+        return str(KernelName("vendor", "aten", direction, dtype, "any", "any", self.library))

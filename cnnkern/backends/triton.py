@@ -1,0 +1,94 @@
+"""The package's Triton kernels, for GPUs from compute capability 8.0 on."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from cnnkern.backends.base import Candidate, KernelName
+from cnnkern.flags import UNALIGNED
+from cnnkern.problem import ConvProblem
+
+if TYPE_CHECKING:
+    from cnnkern.triton_kernels.launch import Chip, Config, TritonKernel
+
+OLDEST = 80  # compute capability
+ASSUMED = 90  # where there is no GPU to ask, an H100 or H200
+
+
+@functools.cache
+def why_missing(device: torch.device | None = None) -> str:
+    """Empty, or why no Triton kernel can run on the device (None: on any of this machine)."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed: pip install 'cnnkern[triton]'"
+    if not torch.cuda.is_available():
+        return "this torch sees no GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor < OLDEST:
+        return f"Triton kernels need compute capability {OLDEST / 10}, and this GPU has {major}.{minor}"
+    return ""
+
+
+@functools.cache
+def chip(device: torch.device | None = None) -> Chip:
+    """What configs are picked by: the device's own figures, or those of an assumed card where there is none."""
+    from cnnkern.triton_kernels.configs import CHIPS
+    from cnnkern.triton_kernels.launch import Chip
+
+    if not torch.cuda.is_available():
+        return CHIPS[ASSUMED]
+    properties = torch.cuda.get_device_properties(device)
+    return Chip(
+        10 * properties.major + properties.minor,
+        properties.multi_processor_count,
+        properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
+    )
+
+
+@functools.cache
+def listed() -> dict[str, tuple[TritonKernel, Config]]:
+    """Every kernel with each of its configs, by name, in dispatch order."""
+    if importlib.util.find_spec("triton") is None:
+        return {}
+    from cnnkern.triton_kernels.kernel_list import KERNELS
+
+    return {
+        f"triton_{kernel.family}_{kernel.direction}_{dtype}_nhwc_{config}__sm{OLDEST}": (kernel, config)
+        for kernel in KERNELS
+        for dtype in kernel.dtypes
+        for config in kernel.configs
+    }
+
+
+class TritonBackend:
+    """The Triton kernels, each config of each a kernel of its own."""
+
+    name = "triton"
+    device = "cuda"
+
+    def kernels(self) -> Sequence[str]:
+        """Names of all kernels, in dispatch order."""
+        return list(listed())
+
+    def candidates(self, problem: ConvProblem, flags: int = 0) -> Sequence[Candidate]:
+        """The kernels of the problem's direction and dtype, with their answers."""
+        return [
+            self._asked(name, *entry, problem, flags)
+            for name, entry in listed().items()
+            if (entry[0].direction, KernelName.parse(name).dtype) == (problem.direction, problem.dtype)
+        ]
+
+    def _asked(self, name: str, kernel: TritonKernel, config: Config, problem: ConvProblem, flags: int) -> Candidate:
+        if kernel.aligned and flags & UNALIGNED:
+            return Candidate(name, "an operand does not begin at a multiple of 16 bytes")
+        if why_not := kernel.why_not(problem):
+            return Candidate(name, why_not)
+        picked = kernel.pick(problem, chip())
+        rather_not = kernel.rather_not(problem)
+        if not rather_not and config != picked:
+            rather_not = f"a tile of {picked} is expected to be faster"
+        return Candidate(name, "", rather_not)

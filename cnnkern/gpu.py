@@ -1,0 +1,160 @@
+"""The operators on CUDA tensors: tensors -> ConvProblem -> kernel -> launch, as csrc/cpu/conv.cpp does on the CPU.
+
+A kernel is chosen once per problem, alignment and flags, beneath the operator, so that a compiled graph does not depend
+on the batch. Nothing here waits for the GPU or measures, so calls can be captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cnnkern import dispatch
+from cnnkern.backends.triton import listed
+from cnnkern.flags import TF32, UNALIGNED
+from cnnkern.ops import gives_channels_last, memory_format
+from cnnkern.problem import DTYPE_NAMES, ConvProblem, Epilogue, Prologue
+
+if TYPE_CHECKING:
+    from cnnkern.triton_kernels.launch import Config, TritonKernel
+
+
+def conv2d_fprop(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, residual: Tensor | None,
+    geometry: Sequence[int], activation: str, alpha: float, x_scale: Tensor | None, x_shift: Tensor | None,
+    x_activation: str | None, x_alpha: float | None, flags: int, kernel: str | None,
+) -> Tensor:  # fmt: skip
+    """y, channels_last if x or w is, as in torch."""
+    problem = _problem(
+        "fprop", x.shape, w.shape, x.dtype, tuple(geometry), _pixel_stride(x),
+        Prologue(x_activation or "none", x_scale is not None, x_shift is not None, x_alpha or 0.0),
+        Epilogue(activation, scale is not None, shift is not None, residual is not None, alpha),
+    )  # fmt: skip
+    y = _nhwc_empty(problem.y_size, x)
+    if y.numel():
+        _run(
+            problem, flags, kernel, x=_nhwc(x), w=_nhwc(w), y=y, scale=scale, shift=shift,
+            residual=None if residual is None else _nhwc(residual), x_scale=x_scale, x_shift=x_shift,
+        )  # fmt: skip
+    return _laid_out(y, gives_channels_last(x, w))
+
+
+def conv2d_dgrad(
+    dy: Tensor, w: Tensor, x_size: Sequence[int], geometry: Sequence[int], channels_last: bool, flags: int,
+    kernel: str | None,
+) -> Tensor:  # fmt: skip
+    """dx."""
+    problem = _problem("dgrad", tuple(x_size), w.shape, dy.dtype, tuple(geometry), 0, Prologue(), Epilogue())
+    dx = _nhwc_empty(problem.x_size, dy)
+    if dx.numel():
+        _run(problem, flags, kernel, x=dx, w=_nhwc(w), y=_nhwc(dy))
+    return _laid_out(dx, channels_last)
+
+
+def conv2d_wgrad(
+    dy: Tensor, x: Tensor, w_size: Sequence[int], geometry: Sequence[int], bias: bool, channels_last: bool,
+    x_scale: Tensor | None, x_shift: Tensor | None, x_activation: str | None, x_alpha: float | None, flags: int,
+    kernel: str | None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """dw, and db [k] if bias, else [0]."""
+    problem = _problem(
+        "wgrad", x.shape, tuple(w_size), x.dtype, tuple(geometry), _pixel_stride(x),
+        Prologue(x_activation or "none", x_scale is not None, x_shift is not None, x_alpha or 0.0), Epilogue(),
+    )  # fmt: skip
+    dw = _nhwc_empty(problem.w_size, dy)
+    db = dy.new_empty(problem.k if bias else 0, dtype=torch.float32)
+    if dw.numel() and dy.numel() and x.numel():
+        dbias = db if bias else None
+        _run(problem, flags, kernel, x=_nhwc(x), w=dw, y=_nhwc(dy), x_scale=x_scale, x_shift=x_shift, dbias=dbias)
+    else:
+        dw.zero_()
+        db.zero_()
+    return _laid_out(dw, channels_last), db.to(dy.dtype)
+
+
+def conv2d_backward(
+    dy: Tensor, x: Tensor, w: Tensor, geometry: Sequence[int], bias: bool, flags: int, dgrad_kernel: str | None,
+    wgrad_kernel: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """dx, dw and db; dy is copied to NHWC once."""
+    dy = _nhwc(dy)
+    dx = conv2d_dgrad(dy, w, x.shape, geometry, gives_channels_last(x, w), flags, dgrad_kernel)
+    rest = (bias, not w.is_contiguous(), None, None, None, None, flags, wgrad_kernel)
+    return dx, *conv2d_wgrad(dy, x, w.shape, geometry, *rest)
+
+
+def _run(problem: ConvProblem, flags: int, name: str | None, **tensors: Tensor | None) -> None:
+    from cnnkern.triton_kernels.launch import Operands, run
+
+    given = [tensor for tensor in tensors.values() if tensor is not None]
+    aligned = all(tensor.data_ptr() % 16 == 0 for tensor in given)
+    kernel, config = _chosen(problem, flags & ~TF32 | (0 if aligned else UNALIGNED), name)
+    operands = Operands(**tensors, precision="tf32" if flags & TF32 else "ieee")
+    with torch.cuda.device_of(given[0]):
+        run(kernel.launches(problem, operands, config))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _chosen(problem: ConvProblem, flags: int, name: str | None) -> tuple[TritonKernel, Config]:
+    """The memo: the named kernel, or the one that dispatch chooses, each with its config."""
+    if name is None:
+        return listed()[dispatch.choose(problem, flags, device="cuda")]
+    asked = dispatch.candidates(problem, flags, device="cuda")
+    why_not = next((candidate.why_not for candidate in asked if candidate.kernel == name), "it is for another call")
+    if why_not:
+        raise RuntimeError(f"{name} cannot compute {problem}: {why_not}")
+    return listed()[name]
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _problem(
+    direction: str, x_size: tuple[int, ...], w_size: tuple[int, ...], dtype: torch.dtype, geometry: tuple[int, ...],
+    x_pixel_stride: int, prologue: Prologue, epilogue: Epilogue,
+) -> ConvProblem:  # fmt: skip
+    if dtype not in DTYPE_NAMES:
+        raise RuntimeError("expected float32, float64, bfloat16 or float16")
+    stride_h, stride_w, top, left, bottom, right, dilation_h, dilation_w, groups = geometry
+    (n, c, h, w), (k, _, r, s) = x_size, w_size
+    problem = ConvProblem(
+        n, c, h, w, k, r, s, (stride_h, stride_w), (top, left, bottom, right), (dilation_h, dilation_w), groups,
+        x_pixel_stride, prologue=prologue, epilogue=epilogue, direction=direction, dtype=DTYPE_NAMES[dtype],
+    )  # fmt: skip
+    if problem.why_invalid:
+        raise RuntimeError(problem.why_invalid)
+    if w_size[1] != c // groups:
+        raise RuntimeError(f"w has {w_size[1]} maps a filter where x has {c // groups} a group")
+    return problem
+
+
+def _pixel_stride(x: Tensor) -> int:
+    """Elements from pixel to pixel of an NHWC tensor; 0 for dense, and for one that will be copied."""
+    return x.stride(3) if x.stride(1) == 1 and x.stride(3) > x.shape[1] else 0
+
+
+def _nhwc(tensor: Tensor) -> Tensor:
+    """The tensor with its maps next to each other: itself if it is so, else a channels_last copy."""
+    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _nhwc_empty(size: Sequence[int], like: Tensor) -> Tensor:
+    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
+    return tensor.contiguous(memory_format=memory_format(channels_last))
+
+
+_OPERATORS = {
+    "conv2d_fprop": conv2d_fprop,
+    "conv2d_dgrad": conv2d_dgrad,
+    "conv2d_wgrad": conv2d_wgrad,
+    "conv2d_backward": conv2d_backward,
+}
+for _name, _implementation in _OPERATORS.items():
+    torch.library.impl(f"cnnkern::{_name}", "CUDA", _implementation)  # type: ignore[call-overload]

@@ -1,0 +1,304 @@
+"""Implicit GEMM: a convolution as a matrix product whose left side is never written down.
+
+fprop   y[n,p,q,k]  = sum over r,s,c of x[n, p*u + r*l - pad, q*u + s*l - pad, c] * w[k,r,s,c]
+dgrad   dx[n,h,w,c] = sum over r,s,k of dy[n, (h + pad - r*l)/u, (w + pad - s*l)/u, k] * w[k,r,s,c]
+wgrad   dw[k,r,s,c] = sum over n,p,q of dy[n,p,q,k] * x[n, p*u + r*l - pad, q*u + s*l - pad, c]
+
+x and y NHWC with a pixel stride, w KRSC; stride u, dilation l, groups as a grid axis.
+
+fprop and dgrad are one kernel over a *lattice*: output pixels a fixed step apart that all read the same taps, each tap
+a fixed step of input pixels from the one before. fprop is one lattice. dgrad has one per residue of (h, w) modulo the
+stride: within it the taps that divide evenly are the same for every pixel, so no multiplication by an inserted zero is
+made (stride 2: four launches that do a quarter of the work each).
+
+wgrad reduces over all pixels, so pixels are split over the grid; each split writes its sum to a float32 slice and a
+second kernel adds the slices in order. No atomics: the same bits from every run.
+
+Bound: flops = 2*N*P*Q*K*R*S*C/groups against the tensor cores' rate; bytes = x + w + y once if L2 holds a row of tiles.
+With BLOCK_M x BLOCK_N = 128x128 and bf16 a tile does 64 flop per byte that it loads, twice what L2 can feed on an H200.
+"""
+
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from cnnkern.problem import ConvProblem
+from cnnkern.triton_kernels.configs import GEMM_CONFIGS, WGRAD_CONFIGS, pick_gemm, pick_wgrad, wgrad_splits
+from cnnkern.triton_kernels.fused import epilogue, prologue
+from cnnkern.triton_kernels.launch import Config, Launch, Operands, TritonKernel, cdiv
+
+
+@triton.jit
+def lattice_kernel(
+    x, w, y, scale, shift, residual, x_scale, x_shift,
+    points, rows, cols,  # of the lattice, over all images; its size in one image
+    in_h, in_w, depth, columns,  # input image; maps of a group in x and in y
+    x_image, x_row, x_pixel, y_image, y_row, y_pixel, y_start,  # elements; y's steps are the lattice's
+    r_image, r_row, r_pixel, r_start,
+    w_start, w_group, w_column, w_tap_h, w_tap_w, w_depth,  # elements
+    in_step_h, in_step_w, off_h, off_w, tap_h, tap_w,  # input pixels: per lattice step, of the first tap, per tap
+    alpha, x_alpha,
+    TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """One tile of output pixels x maps, over all taps; grid (tiles, groups)."""
+    # Programs next to each other take the same columns of up to 8 tiles of points, so that L2 serves w and x again.
+    tiles_m, tiles_n = tl.cdiv(points, BLOCK_M), tl.cdiv(columns, BLOCK_N)
+    band = tl.program_id(0) // (8 * tiles_n)
+    height = tl.minimum(tiles_m - band * 8, 8)
+    tile_m = band * 8 + tl.program_id(0) % (8 * tiles_n) % height
+    tile_n = tl.program_id(0) % (8 * tiles_n) // height
+    group = tl.program_id(1).to(tl.int64)
+
+    point = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    image = (point // (rows * cols)).to(tl.int64)
+    row = point // cols % rows
+    col = point % cols
+    h0 = row * in_step_h + off_h
+    w0 = col * in_step_w + off_w
+    x_base = image * x_image + group * depth
+    column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    column_mask = column < columns
+    w_base = w_start + group * w_group + column.to(tl.int64) * w_column
+
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    blocks = tl.cdiv(depth, BLOCK_K)
+    for step in range(TAPS_H * TAPS_W * blocks):
+        tap = step // blocks
+        k = step % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
+        k_mask = k < depth
+        h = h0 + tap // TAPS_W * tap_h
+        w_ = w0 + tap % TAPS_W * tap_w
+        inside = (point < points) & (h >= 0) & (h < in_h) & (w_ >= 0) & (w_ < in_w)
+        offsets = x_base + h.to(tl.int64) * x_row + w_.to(tl.int64) * x_pixel
+        mask = inside[:, None] & k_mask[None, :]
+        left = tl.load(x + offsets[:, None] + k[None, :], mask=mask, other=0.0)
+        left = prologue(left, mask, x_scale, x_shift, group * depth + k, k_mask, X_ACTIVATION, x_alpha)
+        tap_offset = tap // TAPS_W * w_tap_h + tap % TAPS_W * w_tap_w
+        right = tl.load(
+            w + (w_base + tap_offset)[None, :] + (k.to(tl.int64) * w_depth)[:, None],
+            mask=k_mask[:, None] & column_mask[None, :],
+            other=0.0,
+        )
+        total = tl.dot(left, right, total, input_precision=PRECISION)
+
+    map_ = group * columns + column
+    mask = (point < points)[:, None] & column_mask[None, :]
+    pixel = image * r_image + row.to(tl.int64) * r_row + col * r_pixel + r_start
+    residual_offsets = pixel[:, None] + map_[None, :]
+    total = epilogue(total, mask, scale, shift, residual, residual_offsets, map_, column_mask, ACTIVATION, alpha)
+    pixel = image * y_image + row.to(tl.int64) * y_row + col * y_pixel + y_start
+    tl.store(y + pixel[:, None] + map_[None, :], total.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def wgrad_kernel(
+    dy, x, slices, bias_slices, x_scale, x_shift,
+    points, rows, cols, per_split,  # output pixels: all, of an image, of one split (a multiple of BLOCK_P)
+    in_h, in_w, c, k,  # maps of a group
+    dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel, slice_size, slice_k,
+    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, x_alpha,
+    TAPS_W: tl.constexpr, X_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """One tile of maps of y x maps of x, for one tap and split; grid (tiles x taps, splits, groups)."""
+    tiles_m, tiles_n = tl.cdiv(k, BLOCK_M), tl.cdiv(c, BLOCK_N)
+    tile_m = tl.program_id(0) % tiles_m
+    tile_n = tl.program_id(0) // tiles_m % tiles_n
+    tap = tl.program_id(0) // (tiles_m * tiles_n)
+    split = tl.program_id(1)
+    group = tl.program_id(2).to(tl.int64)
+
+    k_map = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    c_map = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    k_mask, c_mask = k_map < k, c_map < c
+    tap_h = tap // TAPS_W * dilation_h - pad_top
+    tap_w = tap % TAPS_W * dilation_w - pad_left
+
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    bias = tl.zeros((BLOCK_M,), tl.float32)
+    for start in range(split * per_split, tl.minimum((split + 1) * per_split, points), BLOCK_P):
+        point = start + tl.arange(0, BLOCK_P)
+        image = (point // (rows * cols)).to(tl.int64)
+        row = point // cols % rows
+        col = point % cols
+        pixel = image * dy_image + row.to(tl.int64) * dy_row + col * dy_pixel + group * k
+        dy_mask = (point < points)[:, None] & k_mask[None, :]
+        left = tl.load(dy + pixel[:, None] + k_map[None, :], mask=dy_mask, other=0.0)
+        h = row * stride_h + tap_h
+        w_ = col * stride_w + tap_w
+        inside = (point < points) & (h >= 0) & (h < in_h) & (w_ >= 0) & (w_ < in_w)
+        x_mask = inside[:, None] & c_mask[None, :]
+        pixel = image * x_image + h.to(tl.int64) * x_row + w_.to(tl.int64) * x_pixel + group * c
+        right = tl.load(x + pixel[:, None] + c_map[None, :], mask=x_mask, other=0.0)
+        right = prologue(right, x_mask, x_scale, x_shift, group * c + c_map, c_mask, X_ACTIVATION, x_alpha)
+        total = tl.dot(tl.trans(left), right, total, input_precision=PRECISION)
+        if bias_slices is not None:
+            bias += tl.sum(left.to(tl.float32), axis=0)
+
+    out = split.to(tl.int64) * slice_size + (group * k + k_map) * slice_k + tap * c
+    tl.store(slices + out[:, None] + c_map[None, :], total, mask=k_mask[:, None] & c_mask[None, :])
+    if bias_slices is not None:
+        if (tap == 0) & (tile_n == 0):
+            maps = tl.num_programs(2) * k
+            tl.store(bias_slices + split * maps + group * k + k_map, bias, mask=k_mask)
+
+
+@triton.jit
+def add_slices_kernel(slices, out, count, splits, BLOCK: tl.constexpr):
+    """out[i] = the sum over splits, in order, of slices[split][i]."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    total = tl.zeros((BLOCK,), tl.float32)
+    slice_ = slices + i
+    for _ in range(splits):
+        total += tl.load(slice_, mask=i < count, other=0.0)
+        slice_ += count
+    tl.store(out + i, total.to(out.dtype.element_ty), mask=i < count)
+
+
+def image_strides(tensor: torch.Tensor) -> tuple[int, int, int]:
+    """Elements from image to image, row to row and pixel to pixel of an (N, C, H, W) tensor."""
+    return tensor.stride(0), tensor.stride(2), tensor.stride(3)
+
+
+def _fprop(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+    top, left, _, _ = p.padding
+    w_column, w_depth, w_row, w_col = o.w.stride()
+    return [
+        _lattice_launch(
+            p, o, config, o.x, o.y, (p.p, p.q), (1, 1), (0, 0), p.stride, (-top, -left), p.dilation, (p.r, p.s),
+            {"w_start": 0, "w_column": w_column, "w_depth": w_depth, "w_tap_h": w_row, "w_tap_w": w_col},
+        )
+    ]  # fmt: skip
+
+
+def _dgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+    launches = []
+    w_depth, w_column, w_row, w_col = o.w.stride()
+    for h0 in range(min(p.stride[0], p.h)):
+        for w0 in range(min(p.stride[1], p.w)):
+            axes = [
+                _residue(first, size, *rest)
+                for first, size, *rest in (
+                    (h0, p.h, p.r, p.padding[0], p.stride[0], p.dilation[0]),
+                    (w0, p.w, p.s, p.padding[1], p.stride[1], p.dilation[1]),
+                )
+            ]
+            (rows, off_h, tap_h, first_r, step_r, taps_r), (cols, off_w, tap_w, first_s, step_s, taps_s) = axes
+            weights = {
+                "w_start": first_r * w_row + first_s * w_col, "w_column": w_column, "w_depth": w_depth,
+                "w_tap_h": step_r * w_row, "w_tap_w": step_s * w_col,
+            }  # fmt: skip
+            launches.append(
+                _lattice_launch(
+                    p, o, config, o.y, o.x, (rows, cols), p.stride, (h0, w0), (1, 1), (off_h, off_w), (tap_h, tap_w),
+                    (taps_r, taps_s), weights,
+                )
+            )  # fmt: skip
+    return launches
+
+
+def _residue(first: int, size: int, taps: int, pad: int, stride: int, dilation: int) -> tuple[int, ...]:
+    """The lattice of input pixels first, first + stride, ... along one axis, in dgrad.
+
+    Tap r reaches dy pixel (h + pad - r * dilation) / stride where that is whole: every step-th tap from the first.
+    Returns its number of pixels, the dy pixel of its first pixel's first tap, dy pixels from tap to tap, and the first
+    tap, the step between taps and their number.
+    """
+    pixels = cdiv(size - first, stride)
+    step = stride // math.gcd(stride, dilation)
+    whole = [r for r in range(min(step, taps)) if (first + pad - r * dilation) % stride == 0]
+    if not whole:
+        return pixels, 0, 0, 0, 0, 0
+    first_pixel = (first + pad - whole[0] * dilation) // stride
+    return pixels, first_pixel, -(step * dilation // stride), whole[0], step, cdiv(taps - whole[0], step)
+
+
+def _lattice_launch(
+    p: ConvProblem, o: Operands, config: Config, read: torch.Tensor, written: torch.Tensor, size: tuple[int, int],
+    out_step: tuple[int, int], out_start: tuple[int, int], in_step: tuple[int, int], offset: tuple[int, int],
+    tap_step: tuple[int, int], taps: tuple[int, int], weights: dict[str, int],
+) -> Launch:  # fmt: skip
+    """The launch for one lattice of `size` pixels of `written`."""
+    block_m, block_n, block_k = config.tile
+    points, columns, depth = p.n * size[0] * size[1], written.shape[1] // p.groups, read.shape[1] // p.groups
+
+    def places(tensor: torch.Tensor | None, prefix: str) -> dict[str, int]:
+        image, row, pixel = (0, 0, 0) if tensor is None else image_strides(tensor)
+        return {
+            f"{prefix}_image": image, f"{prefix}_row": row * out_step[0], f"{prefix}_pixel": pixel * out_step[1],
+            f"{prefix}_start": out_start[0] * row + out_start[1] * pixel,
+        }  # fmt: skip
+
+    x_image, x_row, x_pixel = image_strides(read)
+    fprop = p.direction == "fprop"
+    arguments: dict[str, Any] = {
+        "x": read, "w": o.w, "y": written, "scale": o.scale, "shift": o.shift, "residual": o.residual,
+        "x_scale": o.x_scale, "x_shift": o.x_shift,
+        "points": points, "rows": size[0], "cols": size[1],
+        "in_h": read.shape[2], "in_w": read.shape[3], "depth": depth, "columns": columns,
+        "x_image": x_image, "x_row": x_row, "x_pixel": x_pixel,
+        **places(written, "y"), **places(o.residual, "r"),
+        **weights, "w_group": p.k // p.groups * o.w.stride(0),
+        "in_step_h": in_step[0], "in_step_w": in_step[1], "off_h": offset[0], "off_w": offset[1],
+        "tap_h": tap_step[0], "tap_w": tap_step[1],
+        "alpha": p.epilogue.alpha, "x_alpha": p.prologue.alpha,
+        "TAPS_H": taps[0], "TAPS_W": taps[1],
+        "ACTIVATION": p.epilogue.activation if fprop else "none",
+        "X_ACTIVATION": p.prologue.activation if fprop else "none",
+        "PRECISION": o.precision, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k,
+    }  # fmt: skip
+    grid = (cdiv(points, block_m) * cdiv(columns, block_n), p.groups)
+    return Launch(lattice_kernel, grid, arguments, config)
+
+
+def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+    block_m, block_n, block_p = config.tile
+    k, c, points = p.k // p.groups, p.c // p.groups, p.n * p.p * p.q
+    tiles = cdiv(k, block_m) * cdiv(c, block_n) * p.r * p.s
+    per_split = block_p * cdiv(cdiv(points, block_p), wgrad_splits(points, tiles * p.groups, block_p))
+    splits = cdiv(points, per_split)
+    slices = torch.empty(splits, o.w.numel(), dtype=torch.float32, device=o.w.device)
+    bias_slices = None if o.dbias is None else torch.empty(splits, p.k, dtype=torch.float32, device=o.w.device)
+    dy_image, dy_row, dy_pixel = image_strides(o.y)
+    x_image, x_row, x_pixel = image_strides(o.x)
+    arguments: dict[str, Any] = {
+        "dy": o.y, "x": o.x, "slices": slices, "bias_slices": bias_slices, "x_scale": o.x_scale, "x_shift": o.x_shift,
+        "points": points, "rows": p.p, "cols": p.q, "per_split": per_split,
+        "in_h": p.h, "in_w": p.w, "c": c, "k": k,
+        "dy_image": dy_image, "dy_row": dy_row, "dy_pixel": dy_pixel,
+        "x_image": x_image, "x_row": x_row, "x_pixel": x_pixel,
+        "slice_size": o.w.numel(), "slice_k": p.r * p.s * c,
+        "stride_h": p.stride[0], "stride_w": p.stride[1], "pad_top": p.padding[0], "pad_left": p.padding[1],
+        "dilation_h": p.dilation[0], "dilation_w": p.dilation[1], "x_alpha": p.prologue.alpha,
+        "TAPS_W": p.s, "X_ACTIVATION": p.prologue.activation, "PRECISION": o.precision,
+        "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_P": block_p,
+    }  # fmt: skip
+    launches = [Launch(wgrad_kernel, (tiles, splits, p.groups), arguments, config), add_slices(slices, o.w)]
+    return launches if bias_slices is None else [*launches, add_slices(bias_slices, o.dbias)]
+
+
+def add_slices(slices: torch.Tensor, out: Any) -> Launch:
+    """The launch that adds slices [splits, count] float32, in order, into `out`, of count elements without gaps."""
+    splits, count = slices.shape
+    arguments = {"slices": slices, "out": out, "count": count, "splits": splits, "BLOCK": 1024}
+    return Launch(add_slices_kernel, (cdiv(count, 1024),), arguments, Config((1024,)))
+
+
+def _why_not(p: ConvProblem) -> str:
+    return ""
+
+
+KERNELS = (
+    TritonKernel("implicit_gemm", "fprop", GEMM_CONFIGS, _why_not, _why_not, pick_gemm, _fprop),
+    TritonKernel("implicit_gemm", "dgrad", GEMM_CONFIGS, _why_not, _why_not, pick_gemm, _dgrad),
+    TritonKernel("implicit_gemm", "wgrad", WGRAD_CONFIGS, _why_not, _why_not, pick_wgrad, _wgrad),
+)

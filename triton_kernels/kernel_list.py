@@ -1,0 +1,8 @@
+"""Every Triton convolution kernel, in dispatch order: a family stands before those that it is meant to outdo."""
+
+from __future__ import annotations
+
+from cnnkern.triton_kernels import implicit_gemm
+from cnnkern.triton_kernels.launch import TritonKernel
+
+KERNELS: tuple[TritonKernel, ...] = (*implicit_gemm.KERNELS,)
