@@ -30,12 +30,13 @@ template <class Out> struct EpilogueArgs {
 };
 
 // What one step of the reduction multiplies: a scalar of x with a vector of weights, or for bf16 where the processor
-// has the instruction, two neighbours of each at once (vdpbf16ps).
+// has the instruction, two neighbours of each at once (vdpbf16ps). lanes: n steps in one vector, a lane each.
 template <class In> struct Step {
   using Packed = In;
   static constexpr int kDepth = 1;
   static CNNKERN_INLINE Vec<In> weights(const Packed* p) { return load(p); }
   static CNNKERN_INLINE Vec<In> value(const In* p) { return broadcast(*p); }
+  static CNNKERN_INLINE Vec<In> lanes(const In* p, int n) { return load_n(p, n); }
   static CNNKERN_INLINE Vec<In> fma(Vec<In> acc, Vec<In> a, Vec<In> b) { return acc + a * b; }
 };
 #if defined(__AVX512BF16__)
@@ -47,6 +48,9 @@ template <> struct Step<bf16> {
     uint32_t pair;
     std::memcpy(&pair, p, sizeof pair);
     return pair - U32{};
+  }
+  static CNNKERN_INLINE U32 lanes(const bf16* p, int n) {
+    return reinterpret_cast<U32>(load_n(reinterpret_cast<const float*>(p), n));
   }
   static CNNKERN_INLINE F32 fma(F32 acc, U32 a, U32 b) {
     return reinterpret_cast<F32>(

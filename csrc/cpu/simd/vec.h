@@ -54,6 +54,16 @@ typedef uint16_t U16Half __attribute__((vector_size(kHalfBytes), aligned(2), may
 
 template <class A> CNNKERN_INLINE Vec<A> broadcast(A value) { return value - Vec<A>{}; }
 
+// A loaded vector that stays in its register: GCC else repeats the load in every FMA that uses it.
+template <class V> CNNKERN_INLINE V in_register(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 // --- scalar conversions ---------------------------------------------------------------------------------------------
 
 CNNKERN_INLINE float to_acc(float v) { return v; }
