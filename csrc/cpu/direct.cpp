@@ -1,4 +1,4 @@
-// Direct convolution for few input maps, such as the 3-channel stem of most networks.
+// Direct convolution for few input maps, such as the 3-channel stem of most networks; direct_dgrad.cpp has its dgrad.
 //
 //   y[n,p,q,k] = sum over r of < xp[n, p*sh + r*dh, q*sw ...], w[k,r,...] >,  runs of s*c neighbours
 //
