@@ -7,15 +7,17 @@
 // lanes are added up once, at the end. Bound: MR * NC FMAs against MR + NC loads a step, 24 against 11 for 3 columns.
 #pragma once
 
+#include <algorithm>
+
 #include "../packing.h"
 #include "brgemm.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 
-// Accumulators of a tile: as many as leave room for the operands of a step.
-constexpr int kDotSums = kRegisters == 32 ? 24 : 12;
 constexpr int kDotColumns = 8;
-constexpr int dot_rows(int columns) { return kDotSums / columns; }
+
+// Rows of a tile: as many as leave room for the operands of a step, and for a pointer to each row.
+constexpr int dot_rows(int columns) { return std::min(12, (kRegisters == 32 ? 24 : 12) / columns); }
 
 struct DotTap { int64_t x, panel; };  // where its run of `depth` elements begins
 
@@ -31,7 +33,7 @@ template <class In, class Out> struct DotTile {
   int64_t y_row_stride;
 };
 
-// Adds up the lanes of `count` vectors, count <= kLane * kLane: sum i ends in lane i % kLane of vector i / kLane.
+// Adds up the lanes of each of kCount vectors: sum i ends in lane i % kLane of vector i / kLane.
 template <class V, int kLane, int kCount, int kStep = 1> CNNKERN_INLINE void add_lanes(V* v) {
 #pragma GCC unroll 16
   for (int i = 0; i < kCount; i += 2) {
