@@ -108,11 +108,15 @@ CNNKERN_INLINE F32 load(const bf16* p) {
   return reinterpret_cast<F32>(__builtin_convertvector(half, U32) << 16);
 }
 CNNKERN_INLINE void store(bf16* p, F32 v) {
+#if defined(__AVX512BF16__)
+  *reinterpret_cast<U16Half*>(p) = reinterpret_cast<U16Half>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v)));
+#else
   const U32 bits = reinterpret_cast<U32>(v);
   const U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const U32 nan = (bits >> 16) | 0x0040;
   const U32 is_nan = reinterpret_cast<U32>(v != v);
   *reinterpret_cast<U16Half*>(p) = __builtin_convertvector((rounded & ~is_nan) | (nan & is_nan), U16Half);
+#endif
 }
 
 CNNKERN_INLINE F32 load(const f16* p) {
