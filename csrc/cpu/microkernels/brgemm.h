@@ -135,18 +135,43 @@ __attribute__((noinline)) void brgemm_tile(const Tile<In, Out>& tile, const Epil
       for (int j = 0; j < NV; ++j) store(sums + (i * NV + j) * kLane, acc[i][j]);
     return store_activated(tile, epilogue, MR, NV, sums);
   }
+  // For all the compiler knows a store may change any of these, so they are read before the first one.
+  const EpilogueArgs<Out> e = epilogue;
+  const int64_t column = tile.column;
   const int last = tile.columns - (NV - 1) * kLane;
-  const V floor = epilogue.activation == Activation::relu ? V{} : broadcast(-std::numeric_limits<A>::infinity());
+  const auto lanes = [last](int j) { return j == NV - 1 ? last : kLane; };
+  int64_t pixels[MR];
+  Out* y[MR];
 #pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-    Out* y = tile.y + tile.pixels[i] * tile.y_pixel_stride;
+  for (int i = 0; i < MR; ++i) pixels[i] = tile.pixels[i], y[i] = tile.y + pixels[i] * tile.y_pixel_stride;
+  if (e.scale) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) {
-      const int n = j == NV - 1 ? last : kLane;
-      const V v = affine<Out>(acc[i][j], epilogue, tile.column + j * kLane, tile.pixels[i], n);
-      store_n(y + j * kLane, max(v, floor), n);
+      const V scale = load_n(e.scale + column + j * kLane, lanes(j));
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) acc[i][j] = acc[i][j] * scale;
     }
   }
+  if (e.shift) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      const V shift = load_n(e.shift + column + j * kLane, lanes(j));
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) acc[i][j] = acc[i][j] + shift;
+    }
+  }
+  if (e.residual) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j)
+        acc[i][j] += load_n(e.residual + pixels[i] * e.residual_pixel_stride + column + j * kLane, lanes(j));
+  }
+  const V floor = e.activation == Activation::relu ? V{} : broadcast(-std::numeric_limits<A>::infinity());
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) store_n(y[i] + j * kLane, max(acc[i][j], floor), lanes(j));
 }
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA
