@@ -1,9 +1,9 @@
 // brgemm_tile: one register tile of a batch-reduce GEMM, the core of every dense convolution here.
 //
-//   y[i][j] = epilogue( sum over taps t and d < depth of rows[t][i][d] * panel[tap_offset[t] + d][j] )
+//   y[i][j] = epilogue( sum over taps t and d < depth of rows[t][i][x_offset[t] + d] * panel[tap_offset[t] + d][j] )
 //
 // rows    one pointer per tap and tile row, so that padding (a row of zeros), stride, dilation and tiles that span
-//         image rows cost nothing in the loop (the indirection of arXiv 1907.02129)
+//         image rows cost nothing in the loop (the indirection of arXiv 1907.02129); off the border one per tile row
 // panel   packed weights, [depth of all taps][NV vectors], see packing.h
 //
 // The idea is LIBXSMM's batch reduce (arXiv 1906.06440): the sum over filter taps stays in registers, so y is written
@@ -61,7 +61,9 @@ template <> struct Step<bf16> {
 
 template <class In, class Out> struct Tile {
   int64_t taps;
-  const In* const* rows;                   // [taps][tile rows]
+  const In* const* rows;  // [taps][tile rows], or [tile rows] with rows_per_tap 0
+  int64_t rows_per_tap;
+  const int64_t* x_offsets;                // [taps], elements of x
   const int64_t* tap_offsets;              // [taps], in vectors' rows of the panel
   int64_t depth;                           // elements of x per tap, a multiple of Step<In>::kDepth
   const typename Step<In>::Packed* panel;  // [total depth / kDepth][NV * lanes]
@@ -111,7 +113,7 @@ __attribute__((noinline)) void brgemm_tile(const Tile<In, Out>& tile, const Epil
   for (int64_t t = 0; t < tile.taps; ++t) {
     const In* a[MR];
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) a[i] = tile.rows[t * MR + i];
+    for (int i = 0; i < MR; ++i) a[i] = tile.rows[t * tile.rows_per_tap + i] + tile.x_offsets[t];
     const auto* b = tile.panel + tile.tap_offsets[t] * (NV * kLane);
 #pragma GCC unroll 1
     for (int64_t d = 0; d < tile.depth; d += Step<In>::kDepth) {
