@@ -153,6 +153,9 @@ struct Border {
   }
 };
 
+// From this size on y is fetched tile by tile ahead of its stores, which else fill the store queue while they wait for
+// it: 15% faster with 26 MB of y in a pointwise convolution with 64 maps, on one Zen 4 core with 32 MB of L3.
+constexpr int64_t kFetchBytes = 16 << 20;
 constexpr int64_t kPointerBytes = 96 * 1024;  // the pointers of a block stay in L2, beside a panel
 constexpr int64_t kMaxPoints = 504;           // a multiple of 4, 6, 7 and 14
 
@@ -164,7 +167,8 @@ template <class In, class Out> class Block {
         border_(border),
         tile_rows_(rows),
         taps_(lattice.taps.size()),
-        shared_(border.kind == Border::none) {
+        shared_(border.kind == Border::none),
+        fetch_(gemm.images * gemm.out_h * gemm.out_w * gemm.y_pixel_stride * int64_t{sizeof(Out)} >= kFetchBytes) {
     const int64_t most = kPointerBytes / static_cast<int64_t>(sizeof(In*)) / std::max<int64_t>(taps_, 1);
     capacity_ = std::clamp<int64_t>(most, rows, kMaxPoints) / rows * rows;
     const int64_t tiles = capacity_ / rows;
@@ -233,6 +237,7 @@ template <class In, class Out> class Block {
       tile.taps = shared_ ? taps_ : tile_taps_[index];
       tile.rows = pointers_ + first * (shared_ ? 1 : taps_);
       tile.rows_per_tap = shared_ ? 0 : rows;
+      tile.fetch_rows = fetch_ ? rows : 0;
       tile.tap_offsets = offsets_ + (shared_ ? 0 : index * taps_);
       tile.pixels = pixels_ + first;
       kTiles<In, Out>(rows, vectors)(tile, gemm_.epilogue);
@@ -315,6 +320,7 @@ template <class In, class Out> class Block {
   const int tile_rows_;
   const int64_t taps_;
   const bool shared_;  // all taps of a point go by one pointer
+  const bool fetch_;   // y is too large for the cache
   int64_t capacity_ = 0, count_ = 0;
   Point* points_;
   int64_t* pixels_;       // of y, per point

@@ -70,6 +70,7 @@ template <class In, class Out> struct Tile {
   Out* y;                                  // at the tile's first column
   int64_t y_pixel_stride;
   const int64_t* pixels;  // [tile rows], pixel of y (and of the residual) of each row
+  int fetch_rows;         // rows of y to fetch into the cache meanwhile: 0, or the tile's
   int64_t column;         // the tile's first column, an index into scale, shift and residual
   int columns;            // <= NV * lanes, the columns that exist
 };
@@ -104,13 +105,21 @@ template <class In, class Out, int MR, int NV>
 __attribute__((noinline)) void brgemm_tile(const Tile<In, Out>& tile, const EpilogueArgs<Out>& epilogue) {
   using A = acc_t<Out>;
   using V = Vec<A>;
-  constexpr int kLane = kLanes<A>;
+  constexpr int kLane = kLanes<A>, kLine = 64 / sizeof(Out);
+  constexpr bool kFetches = MR * NV * kLane > 16 * kLine;  // fewer lines wait in the store queue without harm
   V acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) acc[i][j] = V{};
   for (int64_t t = 0; t < tile.taps; ++t) {
+    if constexpr (kFetches) {
+      for (int64_t i = t; i < tile.fetch_rows; i += tile.taps) {
+        const Out* y = tile.y + tile.pixels[i] * tile.y_pixel_stride;
+#pragma GCC unroll 8
+        for (int j = 0; j < NV * kLane; j += kLine) __builtin_prefetch(y + j, 1, 2);
+      }
+    }
     const In* a[MR];
 #pragma GCC unroll 16
     for (int i = 0; i < MR; ++i) a[i] = tile.rows[t * tile.rows_per_tap + i] + tile.x_offsets[t];
