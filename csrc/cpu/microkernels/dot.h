@@ -72,13 +72,13 @@ __attribute__((noinline)) void dot_tile(const DotTile<In, Out>& tile) {
     if (rest) step(x + whole, w + whole, rest);
   }
   add_lanes<V, kLane, MR * NC>(acc);
-  A sums[(MR * NC + kLane - 1) / kLane * kLane];
+  Out sums[(MR * NC + kLane - 1) / kLane * kLane];
 #pragma GCC unroll 8
   for (int i = 0; i * kLane < MR * NC; ++i) store(sums + i * kLane, acc[i]);
 #pragma GCC unroll 32
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 8
-    for (int j = 0; j < NC; ++j) tile.y[i * tile.y_row_stride + j] = from_acc<Out>(sums[i * NC + j]);
+    for (int j = 0; j < NC; ++j) tile.y[i * tile.y_row_stride + j] = sums[i * NC + j];
 }
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA
