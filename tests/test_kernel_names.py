@@ -37,7 +37,9 @@ def test_compiled_kernels_name_a_usable_instruction_set():
     assert _C.isas()[-1] == "generic"
 
 
-@pytest.mark.parametrize("family", ["reference", "im2col", "implicit_gemm", "pointwise", "depthwise", "grouped"])
+@pytest.mark.parametrize(
+    "family", ["reference", "direct", "im2col", "implicit_gemm", "pointwise", "depthwise", "grouped"]
+)
 def test_families_have_every_direction_and_dtype(family):
     found = {(parts.direction, parts.dtype) for parts in map(KernelName.parse, _C.kernels()) if parts.family == family}
     assert found == set(product(DIRECTIONS, DTYPES))

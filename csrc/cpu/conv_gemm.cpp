@@ -153,20 +153,29 @@ struct Border {
   }
 };
 
+// From this size on y is fetched tile by tile ahead of its stores, which else fill the store queue while they wait for
+// it: 15% faster with 26 MB of y in a pointwise convolution with 64 maps, on one Zen 4 core with 32 MB of L3.
+constexpr int64_t kFetchBytes = 16 << 20;
 constexpr int64_t kPointerBytes = 96 * 1024;  // the pointers of a block stay in L2, beside a panel
 constexpr int64_t kMaxPoints = 504;           // a multiple of 4, 6, 7 and 14
 
 template <class In, class Out> class Block {
  public:
   Block(const Gemm<In, Out>& gemm, const Lattice& lattice, const Border& border, int rows)
-      : gemm_(gemm), lattice_(lattice), border_(border), tile_rows_(rows), taps_(lattice.taps.size()) {
+      : gemm_(gemm),
+        lattice_(lattice),
+        border_(border),
+        tile_rows_(rows),
+        taps_(lattice.taps.size()),
+        shared_(border.kind == Border::none),
+        fetch_(gemm.images * gemm.out_h * gemm.out_w * gemm.y_pixel_stride * int64_t{sizeof(Out)} >= kFetchBytes) {
     const int64_t most = kPointerBytes / static_cast<int64_t>(sizeof(In*)) / std::max<int64_t>(taps_, 1);
     capacity_ = std::clamp<int64_t>(most, rows, kMaxPoints) / rows * rows;
     const int64_t tiles = capacity_ / rows;
     // One piece of scratch memory, cut into the tables.
     char* room = scratch<char>(Scratch::points, capacity_ * (sizeof(Point) + sizeof(int64_t) + taps_ * sizeof(In*)) +
-                                                    tiles * (taps_ + 1) * sizeof(int64_t) + taps_ * sizeof(int64_t) +
-                                                    gemm.depth * sizeof(In));
+                                                    tiles * (taps_ + 1) * sizeof(int64_t) +
+                                                    2 * taps_ * sizeof(int64_t) + gemm.depth * sizeof(In));
     const auto cut = [&](auto*& table, int64_t count) {
       table = reinterpret_cast<std::remove_reference_t<decltype(table)>>(room);
       room += count * sizeof(*table);
@@ -177,10 +186,14 @@ template <class In, class Out> class Block {
     cut(offsets_, tiles * taps_);
     cut(tile_taps_, tiles);
     cut(tap_offsets_, taps_);
+    cut(no_offsets_, taps_);
     cut(zeros_, gemm.depth);
     std::fill_n(zeros_, gemm.depth, In{});
-    for (int64_t t = 0; t < taps_; ++t)
+    std::fill_n(no_offsets_, taps_, 0);
+    for (int64_t t = 0; t < taps_; ++t) {
       tap_offsets_[t] = (lattice.taps[t].h * gemm.in_w + lattice.taps[t].w) * gemm.x_pixel_stride;
+      if (shared_) offsets_[t] = lattice.taps[t].offset;
+    }
   }
 
   int64_t capacity() const { return capacity_; }
@@ -188,6 +201,7 @@ template <class In, class Out> class Block {
   // Lays out points [begin, begin + count).
   void fill(int64_t begin, int64_t count) {
     count_ = count;
+    if (shared_) return place_shared(begin);
     if (border_.kind == Border::classes) start_slots(begin);
     place(begin);
     for (int64_t first = 0, tile = 0; first < count; first += tile_rows_, ++tile) {
@@ -195,21 +209,14 @@ template <class In, class Out> class Block {
       const Point* points = points_ + first;
       const In** pointer = pointers_ + first * taps_;
       int64_t* offset = offsets_ + tile * taps_;
-      if (border_.kind == Border::none) {
-        for (int64_t t = 0; t < taps_; ++t, pointer += rows) {
-          for (int i = 0; i < rows; ++i) pointer[i] = gemm_.x + points[i].origin + tap_offsets_[t];
-          *offset++ = lattice_.taps[t].offset;
-        }
-      } else {
-        uint64_t any = 0;
-        for (int i = 0; i < rows; ++i) any |= points[i].inside;
-        for (int64_t t = 0; t < taps_; ++t) {
-          if (border_.kind == Border::classes && !(any >> t & 1)) continue;
-          for (int i = 0; i < rows; ++i)
-            pointer[i] = inside(points[i], t) ? gemm_.x + points[i].origin + tap_offsets_[t] : zeros_;
-          pointer += rows;
-          *offset++ = lattice_.taps[t].offset;
-        }
+      uint64_t any = 0;
+      for (int i = 0; i < rows; ++i) any |= points[i].inside;
+      for (int64_t t = 0; t < taps_; ++t) {
+        if (border_.kind == Border::classes && !(any >> t & 1)) continue;
+        for (int i = 0; i < rows; ++i)
+          pointer[i] = inside(points[i], t) ? gemm_.x + points[i].origin + tap_offsets_[t] : zeros_;
+        pointer += rows;
+        *offset++ = lattice_.taps[t].offset;
       }
       tile_taps_[tile] = offset - (offsets_ + tile * taps_);
     }
@@ -224,11 +231,14 @@ template <class In, class Out> class Block {
     tile.y_pixel_stride = gemm_.y_pixel_stride;
     tile.column = column;
     tile.columns = columns;
+    tile.x_offsets = shared_ ? tap_offsets_ : no_offsets_;
     for (int64_t first = 0, index = 0; first < count_; first += tile_rows_, ++index) {
       const int rows = static_cast<int>(std::min<int64_t>(tile_rows_, count_ - first));
-      tile.taps = tile_taps_[index];
-      tile.rows = pointers_ + first * taps_;
-      tile.tap_offsets = offsets_ + index * taps_;
+      tile.taps = shared_ ? taps_ : tile_taps_[index];
+      tile.rows = pointers_ + first * (shared_ ? 1 : taps_);
+      tile.rows_per_tap = shared_ ? 0 : rows;
+      tile.fetch_rows = fetch_ ? rows : 0;
+      tile.tap_offsets = offsets_ + (shared_ ? 0 : index * taps_);
       tile.pixels = pixels_ + first;
       kTiles<In, Out>(rows, vectors)(tile, gemm_.epilogue);
     }
@@ -283,18 +293,42 @@ template <class In, class Out> class Block {
     }
   }
 
+  // One pointer per point: no tap is in the padding.
+  void place_shared(int64_t begin) {
+    const int64_t per_image = lattice_.rows * lattice_.cols;
+    const int64_t x_step = lattice_.in_step_w * gemm_.x_pixel_stride, y_step = lattice_.step_w;
+    int64_t n = begin / per_image, i = begin % per_image / lattice_.cols, j = begin % lattice_.cols;
+    for (int64_t k = 0; k < count_; j = 0) {
+      const int64_t x_row = (n * gemm_.in_h + i * lattice_.in_step_h) * gemm_.in_w;
+      const In* x = gemm_.x + x_row * gemm_.x_pixel_stride;
+      const int64_t y = (n * gemm_.out_h + lattice_.first_h + i * lattice_.step_h) * gemm_.out_w + lattice_.first_w;
+      const In** pointers = pointers_ + k;
+      int64_t* pixels = pixels_ + k;
+      const int64_t run = std::min(lattice_.cols - j, count_ - k);
+      for (int64_t at = 0; at < run; ++at) {
+        pointers[at] = x + (j + at) * x_step;
+        pixels[at] = y + (j + at) * y_step;
+      }
+      k += run;
+      if (++i == lattice_.rows) i = 0, ++n;
+    }
+  }
+
   const Gemm<In, Out>& gemm_;
   const Lattice& lattice_;
   const Border& border_;
   const int tile_rows_;
   const int64_t taps_;
+  const bool shared_;  // all taps of a point go by one pointer
+  const bool fetch_;   // y is too large for the cache
   int64_t capacity_ = 0, count_ = 0;
   Point* points_;
   int64_t* pixels_;       // of y, per point
-  const In** pointers_;   // per tile: [taps][rows]
-  int64_t* offsets_;      // per tile: [taps], rows of the panel
+  const In** pointers_;   // per tile: [taps][rows], or [rows] where they are shared
+  int64_t* offsets_;      // per tile, or once: [taps], rows of the panel
   int64_t* tile_taps_;    // taps that are not all in the padding, per tile
   int64_t* tap_offsets_;  // elements of x from tap (0, 0)
+  int64_t* no_offsets_;   // [taps], of pointers that are not shared
   In* zeros_;             // what a tap in the padding reads
   std::vector<int> slots_;
 };

@@ -1,10 +1,16 @@
-// Direct convolution for few input maps, such as the 3-channel stem of most networks.
+// Direct convolution for few input maps, such as the 3-channel stem of most networks; direct_dgrad.cpp has its dgrad.
 //
 //   y[n,p,q,k] = sum over r of < xp[n, p*sh + r*dh, q*sw ...], w[k,r,...] >,  runs of s*c neighbours
 //
 // x is copied once into xp with its padding around it. In NHWC the s taps of a filter row are then one run of s*c
 // values, so a tap of the GEMM is a whole filter row: 21 steps instead of 7 times 3. The weights are packed as they
 // lie (KRSC). wgrad uses the same runs: dw[k][r] is a GEMM with s*c columns. Bound: FMA; the copy moves 2*n*h*w*c values.
+//
+// Where a step takes pairs (bf16) and such a run is odd, the copy has filter columns instead, [n][p][w][r][c] with r*c
+// rounded up: the whole filter is one run of s of them, with a zero per filter column instead of one per tap (77 steps
+// instead of 98 in a 7x7 with 3 maps), for a copy r / sh times larger.
+#include <cstring>
+
 #include "gemm_operands.h"
 #include "implicit_gemm.h"
 #include "naming.h"
@@ -45,32 +51,88 @@ template <class T, class In> Padded<In> pad(const ConvProblem& p, const T* x, in
   return {out, padded.h, padded.w, padded.maps};
 }
 
-// w with its maps rounded up as in the padded x.
-template <class T> const T* pad_maps(const T* w, int64_t taps, int64_t maps, int64_t padded_maps) {
-  if (maps == padded_maps) return w;
-  T* out = scratch<T>(Scratch::local, taps * padded_maps);
-  std::fill_n(out, taps * padded_maps, T{});
-  for (int64_t t = 0; t < taps; ++t) std::copy_n(w + t * maps, maps, out + t * padded_maps);
+// What the filter sees of each column of the padded x from each output row: columns[n][p][w][r][c], r*c rounded up to
+// `depth` with zeros.
+template <class T> T* gather_columns(const ConvProblem& p, const T* x, int64_t depth) {
+  const int64_t width = p.w + p.pad_left + p.pad_right;
+  const bool moves = p.c <= kFewMaps && p.w * p.c >= kFewMaps;
+  T* out = scratch<T>(Scratch::columns, p.n * p.p() * width * depth);
+  parallel_for(p.n * p.p(), 8, [&](int64_t begin, int64_t end) {
+    const std::vector<T> zeros(std::max(p.c, kFewMaps));
+    struct Source {
+      const T* at;
+      int64_t step;
+    };
+    std::vector<Source> rows(p.r);
+    T* to = out + begin * width * depth;
+    for (int64_t row = begin; row < end; ++row) {
+      for (int64_t r = 0; r < p.r; ++r) {
+        const int64_t h = row % p.p() * p.stride_h - p.pad_top + r * p.dilation_h;
+        const bool inside = h >= 0 && h < p.h;
+        rows[r] = {inside ? x + (row / p.p() * p.h + h) * p.w * p.x_stride() : zeros.data(), inside ? p.x_stride() : 0};
+      }
+      to = std::fill_n(to, p.pad_left * depth, T{});
+      // Eight maps are one move, and the next one overwrites what is too much. It may reach into another row, but
+      // not out of x nor of this thread's rows.
+      const bool last = row + 1 == end || row / p.p() + 1 == p.n;
+      const int64_t whole = !moves ? 0 : last ? std::max<int64_t>(p.w - kFewMaps + 1, 0) : p.w;
+      for (int64_t w = 0; w < p.w; ++w, to += depth) {
+        for (int64_t r = 0; r < p.r; ++r) {
+          const T* from = rows[r].at + w * rows[r].step;
+          if (w < whole) std::memcpy(to + r * p.c, from, kFewMaps * sizeof(T));
+          else std::memcpy(to + r * p.c, from, p.c * sizeof(T));
+        }
+        for (int64_t d = p.r * p.c; d < depth; ++d) to[d] = T{};
+      }
+      to = std::fill_n(to, p.pad_right * depth, T{});
+    }
+  });
+  return out;
+}
+
+// The weights for it: [k][s][r][c], r*c rounded up to `depth`.
+template <class T> const T* gather_weights(const ConvProblem& p, const T* w, int64_t depth) {
+  T* out = scratch<T>(Scratch::local, p.k * p.s * depth);
+  std::fill_n(out, p.k * p.s * depth, T{});
+  for (int64_t k = 0; k < p.k; ++k)
+    for (int64_t r = 0; r < p.r; ++r)
+      for (int64_t s = 0; s < p.s; ++s, w += p.c) std::copy_n(w, p.c, out + (k * p.s + s) * depth + r * p.c);
   return out;
 }
 
 template <class T> void direct_fprop(const ConvProblem& p, const Operands& operands) {
   using In = GemmIn<T>;
-  const auto x = pad<T, In>(p, static_cast<const T*>(operands.x), Step<In>::kDepth);
-  const int64_t run = p.s * x.maps;
+  constexpr int kStep = Step<In>::kDepth;
+  const T* source = static_cast<const T*>(operands.x);
+  const T* w = static_cast<const T*>(operands.w);
   Lattice lattice{.rows = p.p(), .cols = p.q(), .in_step_h = p.stride_h, .in_step_w = p.stride_w, .taps = {}};
-  for (int64_t r = 0; r < p.r; ++r) lattice.taps.push_back({r * p.dilation_h, 0, r * run / Step<In>::kDepth});
   PackFilters<T> pack;
-  pack.w = pad_maps(static_cast<const T*>(operands.w), p.k * p.r * p.s, p.c, x.maps);
-  pack.taps = p.r;
-  pack.depth = run;
+  Padded<In> x;
+  const auto use_rows = [&] {
+    x = pad<T, In>(p, source, 1);
+    pack.w = w;
+    pack.taps = p.r;
+  };
+  if constexpr (kStep == 1) {
+    use_rows();
+  } else if (p.s * p.c % kStep == 0) {
+    use_rows();
+  } else {
+    const int64_t depth = round_up(p.r * p.c, kStep);
+    x = {gather_columns(p, source, depth), p.p(), p.w + p.pad_left + p.pad_right, depth};
+    pack.w = gather_weights(p, w, depth);
+    pack.taps = 1;
+    lattice.in_step_h = 1;
+  }
+  pack.depth = p.s * x.maps;
+  for (int64_t r = 0; r < pack.taps; ++r) lattice.taps.push_back({r * p.dilation_h, 0, r * pack.depth / kStep});
   const Gemm<In, T> gemm{.images = p.n,
                          .x = x.data,
                          .in_h = x.h,
                          .in_w = x.w,
                          .x_pixel_stride = x.maps,
-                         .depth = run,
-                         .packed_depth = p.r * run / Step<In>::kDepth,
+                         .depth = pack.depth,
+                         .packed_depth = pack.taps * pack.depth / kStep,
                          .y = static_cast<T*>(operands.y),
                          .out_h = p.p(),
                          .out_w = p.q(),

@@ -5,8 +5,7 @@
 //   wgrad  dw = dy^T * columns
 //
 // One image and group at a time, so that the columns, r*s times the size of x, stay bounded. x and y NHWC, w KRSC.
-// Bound: writing and reading the columns, 2*p*q*r*s*c values an image, on top of the GEMM. dgrad is the best kernel for
-// very few input maps, where its GEMM has r*s*c columns instead of c.
+// Bound: writing and reading the columns, 2*p*q*r*s*c values an image, on top of the GEMM.
 #include "gemm_operands.h"
 #include "implicit_gemm.h"
 #include "naming.h"

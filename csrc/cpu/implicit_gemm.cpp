@@ -20,7 +20,9 @@ namespace {
 int64_t floor_mod(int64_t a, int64_t b) { return (a % b + b) % b; }
 int64_t floor_div(int64_t a, int64_t b) { return (a - floor_mod(a, b)) / b; }
 
-// The pixels of dx with coordinates (a, b) modulo the stride: tap r reaches row h from dy's row (h + pt - r*dh) / sh.
+}  // namespace
+
+// Tap r reaches row h of dx from dy's row (h + pt - r*dh) / sh.
 Lattice dgrad_lattice(const ConvProblem& p, int64_t a, int64_t b, int64_t rows_per_tap) {
   Lattice lattice{.rows = (p.h - a + p.stride_h - 1) / p.stride_h,
                   .cols = (p.w - b + p.stride_w - 1) / p.stride_w,
@@ -39,8 +41,6 @@ Lattice dgrad_lattice(const ConvProblem& p, int64_t a, int64_t b, int64_t rows_p
     }
   return lattice;
 }
-
-}  // namespace
 
 template <class T> void gemm_fprop(const ConvProblem& p, const Operands& operands) {
   using In = GemmIn<T>;

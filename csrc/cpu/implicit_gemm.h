@@ -3,13 +3,17 @@
 #pragma once
 
 #include "../kernel.h"
-#include "isa.h"
+#include "conv_gemm.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 
 template <class T> void gemm_fprop(const ConvProblem& problem, const Operands& operands);
 template <class T> void gemm_dgrad(const ConvProblem& problem, const Operands& operands);
 template <class T> void gemm_wgrad(const ConvProblem& problem, const Operands& operands);
+
+// The pixels of dx whose coordinates are (a, b) modulo the stride, as points that read dy. `rows_per_tap`: rows of the
+// packed weights that a tap (r, s) has, at (r * p.s + s) * rows_per_tap.
+Lattice dgrad_lattice(const ConvProblem& p, int64_t a, int64_t b, int64_t rows_per_tap);
 
 // The register tile in a kernel's name: the widest that the engine picks from.
 #if defined(__AVX512F__)

@@ -10,6 +10,7 @@
 
 #define CNNKERN_DECLARE_GEMM_FAMILIES          \
   void append_direct(KernelList& list);        \
+  void append_direct_dgrad(KernelList& list);  \
   void append_pointwise(KernelList& list);     \
   void append_implicit_gemm(KernelList& list); \
   void append_im2col(KernelList& list);
@@ -50,18 +51,18 @@ struct Compiled {
   const Tools& (*tools)();
 };
 
-#define CNNKERN_ALL_FAMILIES(isa)                                                                                     \
-  {#isa,                                                                                                              \
-   {isa::append_depthwise, isa::append_grouped, isa::append_direct, isa::append_pointwise, isa::append_implicit_gemm, \
-    isa::append_im2col},                                                                                              \
+#define CNNKERN_ALL_FAMILIES(isa)                                                                                    \
+  {#isa,                                                                                                             \
+   {isa::append_depthwise, isa::append_grouped, isa::append_direct, isa::append_direct_dgrad, isa::append_pointwise, \
+    isa::append_implicit_gemm, isa::append_im2col},                                                                  \
    isa::tools}
 
 const std::vector<Compiled>& compiled() {
   static const std::vector<Compiled> table = {
 #if defined(__x86_64__)
       {"avx512_bf16",
-       {avx512_bf16::append_direct, avx512_bf16::append_pointwise, avx512_bf16::append_implicit_gemm,
-        avx512_bf16::append_im2col},
+       {avx512_bf16::append_direct, avx512_bf16::append_direct_dgrad, avx512_bf16::append_pointwise,
+        avx512_bf16::append_implicit_gemm, avx512_bf16::append_im2col},
        nullptr},
       CNNKERN_ALL_FAMILIES(avx512),
       CNNKERN_ALL_FAMILIES(avx2),

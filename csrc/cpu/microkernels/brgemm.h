@@ -1,9 +1,9 @@
 // brgemm_tile: one register tile of a batch-reduce GEMM, the core of every dense convolution here.
 //
-//   y[i][j] = epilogue( sum over taps t and d < depth of rows[t][i][d] * panel[tap_offset[t] + d][j] )
+//   y[i][j] = epilogue( sum over taps t and d < depth of rows[t][i][x_offset[t] + d] * panel[tap_offset[t] + d][j] )
 //
 // rows    one pointer per tap and tile row, so that padding (a row of zeros), stride, dilation and tiles that span
-//         image rows cost nothing in the loop (the indirection of arXiv 1907.02129)
+//         image rows cost nothing in the loop (the indirection of arXiv 1907.02129); off the border one per tile row
 // panel   packed weights, [depth of all taps][NV vectors], see packing.h
 //
 // The idea is LIBXSMM's batch reduce (arXiv 1906.06440): the sum over filter taps stays in registers, so y is written
@@ -30,12 +30,13 @@ template <class Out> struct EpilogueArgs {
 };
 
 // What one step of the reduction multiplies: a scalar of x with a vector of weights, or for bf16 where the processor
-// has the instruction, two neighbours of each at once (vdpbf16ps).
+// has the instruction, two neighbours of each at once (vdpbf16ps). lanes: n steps in one vector, a lane each.
 template <class In> struct Step {
   using Packed = In;
   static constexpr int kDepth = 1;
   static CNNKERN_INLINE Vec<In> weights(const Packed* p) { return load(p); }
   static CNNKERN_INLINE Vec<In> value(const In* p) { return broadcast(*p); }
+  static CNNKERN_INLINE Vec<In> lanes(const In* p, int n) { return load_n(p, n); }
   static CNNKERN_INLINE Vec<In> fma(Vec<In> acc, Vec<In> a, Vec<In> b) { return acc + a * b; }
 };
 #if defined(__AVX512BF16__)
@@ -48,6 +49,9 @@ template <> struct Step<bf16> {
     std::memcpy(&pair, p, sizeof pair);
     return pair - U32{};
   }
+  static CNNKERN_INLINE U32 lanes(const bf16* p, int n) {
+    return reinterpret_cast<U32>(load_n(reinterpret_cast<const float*>(p), n));
+  }
   static CNNKERN_INLINE F32 fma(F32 acc, U32 a, U32 b) {
     return reinterpret_cast<F32>(
         _mm512_dpbf16_ps(reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));
@@ -57,13 +61,16 @@ template <> struct Step<bf16> {
 
 template <class In, class Out> struct Tile {
   int64_t taps;
-  const In* const* rows;                   // [taps][tile rows]
+  const In* const* rows;  // [taps][tile rows], or [tile rows] with rows_per_tap 0
+  int64_t rows_per_tap;
+  const int64_t* x_offsets;                // [taps], elements of x
   const int64_t* tap_offsets;              // [taps], in vectors' rows of the panel
   int64_t depth;                           // elements of x per tap, a multiple of Step<In>::kDepth
   const typename Step<In>::Packed* panel;  // [total depth / kDepth][NV * lanes]
   Out* y;                                  // at the tile's first column
   int64_t y_pixel_stride;
   const int64_t* pixels;  // [tile rows], pixel of y (and of the residual) of each row
+  int fetch_rows;         // rows of y to fetch into the cache meanwhile: 0, or the tile's
   int64_t column;         // the tile's first column, an index into scale, shift and residual
   int columns;            // <= NV * lanes, the columns that exist
 };
@@ -98,16 +105,24 @@ template <class In, class Out, int MR, int NV>
 __attribute__((noinline)) void brgemm_tile(const Tile<In, Out>& tile, const EpilogueArgs<Out>& epilogue) {
   using A = acc_t<Out>;
   using V = Vec<A>;
-  constexpr int kLane = kLanes<A>;
+  constexpr int kLane = kLanes<A>, kLine = 64 / sizeof(Out);
+  constexpr bool kFetches = MR * NV * kLane > 16 * kLine;  // fewer lines wait in the store queue without harm
   V acc[MR][NV];
 #pragma GCC unroll 16
   for (int i = 0; i < MR; ++i)
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) acc[i][j] = V{};
   for (int64_t t = 0; t < tile.taps; ++t) {
+    if constexpr (kFetches) {
+      for (int64_t i = t; i < tile.fetch_rows; i += tile.taps) {
+        const Out* y = tile.y + tile.pixels[i] * tile.y_pixel_stride;
+#pragma GCC unroll 8
+        for (int j = 0; j < NV * kLane; j += kLine) __builtin_prefetch(y + j, 1, 2);
+      }
+    }
     const In* a[MR];
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; ++i) a[i] = tile.rows[t * MR + i];
+    for (int i = 0; i < MR; ++i) a[i] = tile.rows[t * tile.rows_per_tap + i] + tile.x_offsets[t];
     const auto* b = tile.panel + tile.tap_offsets[t] * (NV * kLane);
 #pragma GCC unroll 1
     for (int64_t d = 0; d < tile.depth; d += Step<In>::kDepth) {
@@ -131,18 +146,43 @@ __attribute__((noinline)) void brgemm_tile(const Tile<In, Out>& tile, const Epil
       for (int j = 0; j < NV; ++j) store(sums + (i * NV + j) * kLane, acc[i][j]);
     return store_activated(tile, epilogue, MR, NV, sums);
   }
+  // For all the compiler knows a store may change any of these, so they are read before the first one.
+  const EpilogueArgs<Out> e = epilogue;
+  const int64_t column = tile.column;
   const int last = tile.columns - (NV - 1) * kLane;
-  const V floor = epilogue.activation == Activation::relu ? V{} : broadcast(-std::numeric_limits<A>::infinity());
+  const auto lanes = [last](int j) { return j == NV - 1 ? last : kLane; };
+  int64_t pixels[MR];
+  Out* y[MR];
 #pragma GCC unroll 16
-  for (int i = 0; i < MR; ++i) {
-    Out* y = tile.y + tile.pixels[i] * tile.y_pixel_stride;
+  for (int i = 0; i < MR; ++i) pixels[i] = tile.pixels[i], y[i] = tile.y + pixels[i] * tile.y_pixel_stride;
+  if (e.scale) {
 #pragma GCC unroll 8
     for (int j = 0; j < NV; ++j) {
-      const int n = j == NV - 1 ? last : kLane;
-      const V v = affine<Out>(acc[i][j], epilogue, tile.column + j * kLane, tile.pixels[i], n);
-      store_n(y + j * kLane, max(v, floor), n);
+      const V scale = load_n(e.scale + column + j * kLane, lanes(j));
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) acc[i][j] = acc[i][j] * scale;
     }
   }
+  if (e.shift) {
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) {
+      const V shift = load_n(e.shift + column + j * kLane, lanes(j));
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; ++i) acc[i][j] = acc[i][j] + shift;
+    }
+  }
+  if (e.residual) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+      for (int j = 0; j < NV; ++j)
+        acc[i][j] += load_n(e.residual + pixels[i] * e.residual_pixel_stride + column + j * kLane, lanes(j));
+  }
+  const V floor = e.activation == Activation::relu ? V{} : broadcast(-std::numeric_limits<A>::infinity());
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < NV; ++j) store_n(y[i] + j * kLane, max(acc[i][j], floor), lanes(j));
 }
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA

@@ -90,16 +90,6 @@ __attribute__((noinline)) void store_slowly(const GroupTile<In, Out>& tile, cons
   }
 }
 
-// A loaded vector that stays in its register: GCC else repeats the load in every FMA that uses it.
-template <class V> CNNKERN_INLINE V in_register(V v) {
-#if defined(__x86_64__)
-  asm("" : "+v"(v));
-#elif defined(__aarch64__)
-  asm("" : "+w"(v));
-#endif
-  return v;
-}
-
 // in + stride, step by step: GCC else keeps every multiple of the stride, for which there are too few registers.
 template <class In> CNNKERN_INLINE const In* next_pixel(const In* in, int64_t stride) {
   in += stride;

@@ -54,6 +54,16 @@ typedef uint16_t U16Half __attribute__((vector_size(kHalfBytes), aligned(2), may
 
 template <class A> CNNKERN_INLINE Vec<A> broadcast(A value) { return value - Vec<A>{}; }
 
+// A loaded vector that stays in its register: GCC else repeats the load in every FMA that uses it.
+template <class V> CNNKERN_INLINE V in_register(V v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
 // --- scalar conversions ---------------------------------------------------------------------------------------------
 
 CNNKERN_INLINE float to_acc(float v) { return v; }
@@ -98,11 +108,15 @@ CNNKERN_INLINE F32 load(const bf16* p) {
   return reinterpret_cast<F32>(__builtin_convertvector(half, U32) << 16);
 }
 CNNKERN_INLINE void store(bf16* p, F32 v) {
+#if defined(__AVX512BF16__)
+  *reinterpret_cast<U16Half*>(p) = reinterpret_cast<U16Half>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v)));
+#else
   const U32 bits = reinterpret_cast<U32>(v);
   const U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const U32 nan = (bits >> 16) | 0x0040;
   const U32 is_nan = reinterpret_cast<U32>(v != v);
   *reinterpret_cast<U16Half*>(p) = __builtin_convertvector((rounded & ~is_nan) | (nan & is_nan), U16Half);
+#endif
 }
 
 CNNKERN_INLINE F32 load(const f16* p) {
