@@ -58,7 +58,7 @@ __attribute__((noinline)) void depthwise_wgrad_tile(const DepthwiseWgradTile<T> 
 #pragma GCC unroll 4
         for (int i = 0; i < kRows; ++i)
           gradient[i][j / U] =
-              kInside || j / U < tile.count ? in_register(load(dy + i * tile.dy_row_stride)) : broadcast(A(0));
+              in_register(kInside || j / U < tile.count ? load(dy + i * tile.dy_row_stride) : broadcast(A(0)));
         dy = next_pixel(dy, tile.dy_pixel_stride);
       }
       if (!kInside && (j < tile.column_begin || j >= tile.column_end)) continue;
