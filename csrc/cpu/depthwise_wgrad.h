@@ -47,6 +47,7 @@ template <class T, int S, int U>
 void run_wgrad_tiles(const ConvProblem& problem, const Operands& operands) {
   using A = acc_t<T>;
   constexpr int kLane = kLanes<T>, kLines = (kTileRows - 1) * U + S;
+  constexpr int64_t kFarBytes = 16 << 20;  // more than this of x and dy comes from memory
   const int64_t maps = problem.c, p_count = problem.p(), q_count = problem.q();
   const int64_t bands = (p_count + kTileRows - 1) / kTileRows;
   const T *x = static_cast<const T*>(operands.x), *dy = static_cast<const T*>(operands.y);

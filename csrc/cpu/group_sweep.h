@@ -143,7 +143,9 @@ template <int S, class In, class Out> constexpr int64_t sweep_vector_elements(co
   return S * S * sweep.group * kLanes<Out>;
 }
 
-constexpr int64_t kFarOutBytes = 32 << 20;  // when x and y together have more, no cache keeps y for the next layer
+// Of x and y together.
+constexpr int64_t kFarInBytes = 4 << 20;    // more than this and the next band of rows comes from memory
+constexpr int64_t kFarOutBytes = 32 << 20;  // more than this and no cache keeps y for the next layer
 
 // kTileRows output rows of one image, from `row` on, for some vectors of maps.
 template <int S, int U, bool kTransposed, Values kValues, class In, class Out>
@@ -165,7 +167,7 @@ void run_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row, int64_t v
   tile.pixel = (image * sweep.rows.out + row) * sweep.columns.out;
   tile.row_pixels = sweep.columns.out;
   tile.far_out = bytes > kFarOutBytes;
-  if (bytes > kFarBytes && row + kTileRows < sweep.rows.out && tile.line_count) {
+  if (bytes > kFarInBytes && row + kTileRows < sweep.rows.out && tile.line_count) {
     tile.ahead_in_line = sweep.columns.in * sweep.in_stride;
     tile.ahead_in = lines[tile.line_count - 1].in + tile.ahead_in_line;
     tile.ahead_lines = kTransposed ? (kTileRows + U - 1) / U : kTileRows * U;

@@ -20,7 +20,6 @@
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 
-constexpr int64_t kFarBytes = 16 << 20;  // when x and y together have more, what tiles read next comes from memory
 constexpr int kTilePixels = 7;
 constexpr int kTileRows = kRegisters >= 32 ? 2 : 1;
 
