@@ -1,6 +1,6 @@
 """What no other test sees, read from the library's machine code.
 
-The inner loops of the GEMM micro-kernels keep their accumulators in registers: a spilled one costs a store and a load
+The inner loops of the micro-kernels keep their accumulators in registers: a spilled one costs a store and a load
 per multiplication. And what every processor runs has no instruction that only some of them know.
 """
 
@@ -67,8 +67,12 @@ def spills(function: Function) -> list[str]:
 
 
 def multiplying_loops(function: Function) -> list[Function]:
-    """The innermost loops with a fused multiply-add on vectors."""
-    return [loop for loop in innermost_loops(function) if any(MULTIPLY_ADD.match(i.mnemonic) for i in loop)]
+    """The innermost loops with a fused multiply-add on vectors and no call: a tile's rare endings are functions."""
+    return [
+        loop
+        for loop in innermost_loops(function)
+        if any(MULTIPLY_ADD.match(i.mnemonic) for i in loop) and not any(i.mnemonic.startswith("call") for i in loop)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +101,19 @@ def test_a_spill_is_seen_in_the_loop_only(slot: str, expected: int) -> None:
 @pytest.mark.parametrize(
     ("tile", "isa"),
     [
-        ("brgemm_tile", "avx2"),
-        ("brgemm_tile", "avx512"),
-        ("brgemm_tile", "avx512_bf16"),
-        ("wgrad_tile", "avx2"),
-        ("wgrad_tile", "avx512"),
+        ("brgemm_tile<", "avx2"),
+        ("brgemm_tile<", "avx512"),
+        ("brgemm_tile<", "avx512_bf16"),
+        ("wgrad_tile<", "avx2"),
+        ("wgrad_tile<", "avx512"),
+        ("group_tile<float, float, .*Taps<3,", "avx2"),
+        ("group_tile<float, float, .*Taps<3,", "avx512"),
+        ("depthwise_wgrad_tile<float, ", "avx2"),
+        ("depthwise_wgrad_tile<float, ", "avx512"),
     ],
 )
 def test_inner_loops_have_no_spills(functions: dict[str, Function], tile: str, isa: str) -> None:
-    tiles = {name: f for name, f in functions.items() if f"{isa}::{tile}<" in name}
+    tiles = {name: f for name, f in functions.items() if re.search(rf"\b{isa}::{tile}", name)}
     assert tiles, f"no {isa}::{tile} in {LIBRARY.name}"
     assert [name for name, f in tiles.items() if not multiplying_loops(f)] == []
     assert {name: found for name, f in tiles.items() if (found := spills(f))} == {}

@@ -109,7 +109,7 @@ template <class T> struct FilterRow {
   LaneIndex<acc_t<T>> places;  // of the first map of each lane's group, for Values::permuted
 };
 
-constexpr int kBlock = kRegisters >= 32 ? 4 : 2;  // maps d at a time: kBlock * S sums and 7 dy in registers
+constexpr int kBlock = kRegisters >= 32 ? 4 : 2;  // maps d at a time: kBlock * S sums and S dy in registers
 
 template <class T, int U, Values kValues, bool kInside>
 CNNKERN_INLINE void add_tile(const FilterRow<T>& row, const T* in, const T* dy, int64_t first, int64_t d,
@@ -119,11 +119,11 @@ CNNKERN_INLINE void add_tile(const FilterRow<T>& row, const T* in, const T* dy, 
   in += column * row.in_stride;
   dy += first * row.dy_stride;
   Vec<acc_t<T>> gradient[kTilePixels];
-#pragma GCC unroll 8
-  for (int t = 0; t < kTilePixels; ++t)
-    gradient[t] = kInside || t < count ? in_register(load(dy + t * row.dy_stride)) : Vec<acc_t<T>>{};
 #pragma GCC unroll 32
   for (int j = 0; j < Tap::kColumns; ++j) {
+    const int begins = j / U;  // the pixel of dy whose first tap is this column
+    if (j % U == 0 && begins < kTilePixels)
+      gradient[begins] = kInside || begins < count ? in_register(load(dy + begins * row.dy_stride)) : Vec<acc_t<T>>{};
     if (!kInside && (column + j < 0 || column + j >= row.columns_in)) continue;
 #pragma GCC unroll 4
     for (int b = 0; b < kBlock; ++b) {

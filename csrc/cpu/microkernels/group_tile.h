@@ -65,10 +65,10 @@ template <class In, class Out> struct GroupTile {
   int64_t pixel;       // of the first output, for the residual
   int64_t row_pixels;  // from one output row to the next
   int rows, count;     // output rows, and outputs in each, that exist
-  const In* ahead_in;  // what the next band reads and writes here, to be fetched meanwhile; null: nothing
+  const In* ahead_in;  // what the next band reads here, to be fetched meanwhile; null: nothing
   int64_t ahead_in_line;
   int ahead_lines, ahead_columns;
-  Out* ahead_out;
+  bool far_out;  // the outputs bypass the caches
 };
 
 // The first output map of a vector; packing and tiles agree through it.
@@ -163,9 +163,10 @@ __attribute__((noinline)) void group_tile(const GroupTile<In, Out> tile, const E
   using V = Vec<A>;
   constexpr int kLane = kLanes<Out>, kLast = kTileRows - 1;
   constexpr A kInfinity = std::numeric_limits<A>::infinity();
-  const V floor = broadcast(epilogue.activation == Activation::none ? -kInfinity : A(0));
   const V ceiling = broadcast(epilogue.activation == Activation::relu6 ? A(6) : kInfinity);
   const bool slow = epilogue.residual || epilogue.activation > Activation::relu6;
+  const bool starts_at_shift = !slow && !epilogue.scale && epilogue.shift;
+  const bool clamps = epilogue.activation != Activation::none;
   LaneIndex<A> places{};
   if constexpr (kValues == Values::permuted) {
     for (int l = 0; l < kLane; ++l) places[l] = l / tile.group * tile.group;
@@ -173,19 +174,16 @@ __attribute__((noinline)) void group_tile(const GroupTile<In, Out> tile, const E
   for (int64_t vector = tile.vector_begin; vector < tile.vector_end; ++vector) {
     const int64_t k = vector_start<A>(vector, tile.maps);
     const int64_t in_map = kValues == Values::broadcast ? k / tile.group * tile.group : k;
+    const V start = starts_at_shift ? load(epilogue.shift + k) : V{};
     V sum[kTileRows][kTilePixels];
 #pragma GCC unroll 8
     for (int l = 0; l < kTileRows; ++l)
 #pragma GCC unroll 16
-      for (int j = 0; j < kTilePixels; ++j) sum[l][j] = V{};
+      for (int j = 0; j < kTilePixels; ++j) sum[l][j] = start;
     if (tile.ahead_in) {
       for (int l = 0; l < tile.ahead_lines; ++l)
         for (int j = 0; j < tile.ahead_columns; ++j)
           __builtin_prefetch(tile.ahead_in + l * tile.ahead_in_line + j * tile.in_pixel_stride + in_map, 0, 2);
-      for (int l = 0; l < kTileRows; ++l)
-#pragma GCC unroll 8
-        for (int t = 0; t < kTilePixels; ++t)
-          __builtin_prefetch(tile.ahead_out + (l * tile.row_pixels + t) * tile.out_pixel_stride + k, 1, 3);
     }
     for (int64_t l = 0; l < tile.line_count; ++l) {
       const auto& line = tile.lines[l];
@@ -203,16 +201,28 @@ __attribute__((noinline)) void group_tile(const GroupTile<In, Out> tile, const E
       store_slowly(tile, epilogue, k, sums);
       continue;
     }
-    const V scale = epilogue.scale ? load(epilogue.scale + k) : broadcast(A(1));
-    const V shift = epilogue.shift ? load(epilogue.shift + k) : V{};
+    if (epilogue.scale) {
+      const V scale = load(epilogue.scale + k), shift = epilogue.shift ? load(epilogue.shift + k) : V{};
+#pragma GCC unroll 2
+      for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 8
+        for (int t = 0; t < kTilePixels; ++t) sum[i][t] = sum[i][t] * scale + shift;
+    }
+    if (clamps) {
+#pragma GCC unroll 2
+      for (int i = 0; i < kTileRows; ++i)
+#pragma GCC unroll 8
+        for (int t = 0; t < kTilePixels; ++t) sum[i][t] = min(max(sum[i][t], V{}), ceiling);
+    }
 #pragma GCC unroll 2
     for (int i = 0; i < kTileRows; ++i) {
       if (i == tile.rows) break;
       Out* out = tile.out + i * tile.row_pixels * tile.out_pixel_stride + k;
 #pragma GCC unroll 8
-      for (int t = 0; t < kTilePixels; ++t) {
+      for (int t = 0; t < kTilePixels; ++t, out += tile.out_pixel_stride) {
         if (!kInside && t == tile.count) break;
-        store(out + t * tile.out_pixel_stride, min(max(sum[i][t] * scale + shift, floor), ceiling));
+        if (tile.far_out) stream(out, sum[i][t]);
+        else store(out, sum[i][t]);
       }
     }
   }

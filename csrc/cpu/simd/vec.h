@@ -140,6 +140,34 @@ CNNKERN_INLINE void store(f16* p, F32 v) {
 #endif
 }
 
+// --- past the caches ------------------------------------------------------------------------------------------------
+
+// An aligned vector goes to memory without the read of its cache line that an ordinary store begins with, and without
+// putting others out of the caches. Other vectors, and types that are rounded on the way, are stored as ever.
+template <class T> CNNKERN_INLINE void stream(T* p, Vec<acc_t<T>> v) {
+#if defined(__x86_64__)
+  if constexpr (std::is_same_v<T, acc_t<T>>) {
+    if (reinterpret_cast<uintptr_t>(p) % kVectorBytes == 0) {
+#if defined(__AVX512F__)
+      return _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));
+#elif defined(__AVX__)
+      return _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(v));
+#else
+      return _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<__m128i>(v));
+#endif
+    }
+  }
+#endif
+  store(p, v);
+}
+
+// Orders what was streamed before whatever the thread stores next: before other threads may read it.
+CNNKERN_INLINE void finish_streams() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
+}
+
 // --- the first n elements, 0 <= n <= lanes --------------------------------------------------------------------------
 
 #if defined(__AVX2__) && !defined(__AVX512F__)

@@ -1,0 +1,95 @@
+// wgrad of a depthwise S x S filter at stride U, dilation 1: dw[c][f][s] = sum over n,p,q of
+// x[n, p*U - pad + f, q*U - pad + s, c] * dy[n,p,q,c], and dbias[c] = sum of dy.
+//
+// A band of kTileRows rows of dy goes by in tiles of 7 pixels (microkernels/depthwise_wgrad_tile.h) that add to one
+// array of sums a thread; wgrad_split.h has which thread owns what.
+#pragma once
+
+#include <algorithm>
+
+#include "../kernel.h"
+#include "microkernels/depthwise_wgrad_tile.h"
+#include "packing.h"
+#include "wgrad_split.h"
+
+namespace cnnkern::cpu::CNNKERN_ISA {
+
+// One tile, at pixel `first` of its rows; `tile` starts at column 0 of x and pixel 0 of dy.
+template <class T, int S, int U, int kRows>
+void run_wgrad_tile(DepthwiseWgradTile<T> tile, const ConvProblem& problem, int64_t first) {
+  using Tap = Taps<S, U, false, 0>;
+  constexpr int kLines = (kRows - 1) * U + S;
+  const int64_t column = Tap::first_column(first, problem.pad_left);
+  tile.in += column * tile.in_pixel_stride;
+  tile.dy += first * tile.dy_pixel_stride;
+  tile.column_begin = static_cast<int>(std::clamp<int64_t>(-column, 0, Tap::kColumns));
+  tile.column_end = static_cast<int>(std::clamp<int64_t>(problem.w - column, 0, Tap::kColumns));
+  tile.count = static_cast<int>(std::min<int64_t>(problem.q() - first, kTilePixels));
+  const bool inside = tile.line_begin == 0 && tile.line_end >= kLines && tile.column_begin == 0 &&
+                      tile.column_end == Tap::kColumns && tile.count == kTilePixels;
+  if (inside) depthwise_wgrad_tile<T, S, U, kRows, true>(tile);
+  else depthwise_wgrad_tile<T, S, U, kRows, false>(tile);
+}
+
+// sums [vector][tap][lanes] of all chunks -> dw[c][tap]. The last vector overlaps the one before it and says the same.
+template <class T, int kTaps>
+void write_depthwise(const WgradSplit& split, const acc_t<T>* sums, int64_t elements, int64_t maps, T* dw) {
+  constexpr int kLane = kLanes<T>;
+  for (int64_t v = 0; v < split.vectors; ++v) {
+    T* filters = dw + vector_start<acc_t<T>>(v, maps) * kTaps;
+    for (int tap = 0; tap < kTaps; ++tap)
+      for (int l = 0; l < kLane; ++l)
+        filters[l * kTaps + tap] = from_acc<T>(total(split, sums, elements, (v * kTaps + tap) * kLane + l));
+  }
+}
+
+template <class T, int S, int U>
+void run_wgrad_tiles(const ConvProblem& problem, const Operands& operands) {
+  using A = acc_t<T>;
+  constexpr int kLane = kLanes<T>, kLines = (kTileRows - 1) * U + S;
+  constexpr int64_t kFarBytes = 16 << 20;  // more than this of x and dy comes from memory
+  const int64_t maps = problem.c, p_count = problem.p(), q_count = problem.q();
+  const int64_t bands = (p_count + kTileRows - 1) / kTileRows;
+  const T *x = static_cast<const T*>(operands.x), *dy = static_cast<const T*>(operands.y);
+  const int64_t pixels = problem.n * (problem.h * problem.w + p_count * q_count);
+  const bool far = pixels * maps * static_cast<int64_t>(sizeof(T)) > kFarBytes;
+
+  const WgradSplit split(problem.n * bands, (maps + kLane - 1) / kLane);
+  const int64_t filters = split.vectors * S * S * kLane, elements = filters + maps;  // and dbias behind them
+  A* sums = zeroed_sums<A>(split, elements);
+  split.run([&](int64_t chunk, int64_t band_begin, int64_t band_end, int64_t vector_begin, int64_t vector_end) {
+    DepthwiseWgradTile<T> tile{};
+    tile.in_pixel_stride = problem.x_stride();
+    tile.in_line_stride = problem.w * problem.x_stride();
+    tile.dy_pixel_stride = problem.y_stride();
+    tile.dy_row_stride = q_count * problem.y_stride();
+    tile.sums = sums + chunk * elements;
+    tile.maps = maps;
+    tile.vector_begin = vector_begin;
+    tile.vector_end = vector_end;
+    for (int64_t band = band_begin; band < band_end; ++band) {
+      const int64_t image = band / bands, row = band % bands * kTileRows;
+      const int64_t line = row * U - problem.pad_top, rows = std::min<int64_t>(p_count - row, kTileRows);
+      tile.in = x + (image * problem.h + line) * tile.in_line_stride;
+      tile.dy = dy + (image * p_count + row) * tile.dy_row_stride;
+      tile.line_begin = static_cast<int>(std::clamp<int64_t>(-line, 0, kLines));
+      tile.line_end = static_cast<int>(std::clamp<int64_t>(problem.h - line, 0, kLines));
+      if (far && row + kTileRows < p_count) {
+        tile.ahead_in = kLines * tile.in_line_stride;
+        tile.ahead_dy = kTileRows * tile.dy_row_stride;
+      }
+      for (int64_t first = 0; first < q_count; first += kTilePixels) {
+        if (rows == kTileRows) run_wgrad_tile<T, S, U, kTileRows>(tile, problem, first);
+        else run_wgrad_tile<T, S, U, 1>(tile, problem, first);
+      }
+      for (int64_t i = 0; operands.dbias && i < rows; ++i)
+        add_bias(tile.dy + i * tile.dy_row_stride, tile.dy_pixel_stride, q_count, tile.sums + filters,
+                 vector_begin * kLane, std::min(vector_end * kLane, maps));
+    }
+  });
+  write_depthwise<T, S * S>(split, sums, elements, maps, static_cast<T*>(operands.w));
+  if (!operands.dbias) return;
+  for (int64_t c = 0; c < maps; ++c) static_cast<A*>(operands.dbias)[c] = total(split, sums, elements, filters + c);
+}
+
+}  // namespace cnnkern::cpu::CNNKERN_ISA
