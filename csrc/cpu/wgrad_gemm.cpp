@@ -18,7 +18,7 @@ constexpr int64_t kChunkPixels = 2048;
 constexpr int64_t kRepay = 24;  // an operand is packed where so many tiles read each of its panels
 
 template <class A>
-using TileFunction = void (*)(int64_t, const PixelPair*, const A*, const A*, CacheLines, A*, int64_t, int, bool);
+using TileFunction = void (*)(int64_t, const PixelPair*, const A*, const A*, const char*, A*, int64_t, int, bool);
 
 template <class A, int kIndex> constexpr TileFunction<A> tile_function() {
   constexpr int rows = kIndex / kVectors + 1, vectors = kIndex % kVectors + 1;
@@ -43,14 +43,14 @@ class Fetch {
     pieces[count++] = {reinterpret_cast<const char*>(begin),
                        (rows.row(last - 1) + rows.row_stride - begin) * static_cast<int64_t>(sizeof(T)) / kCacheLine};
   }
-  // The next `n` lines; where none are left, one line again and again.
-  CacheLines take(int64_t n, const void* resident) {
+  // The first of the next `n` lines; null where none are left.
+  const char* take(int64_t n) {
     while (at < count && pieces[at].lines <= 0) ++at;
-    if (at == count) return {static_cast<const char*>(resident), 0};
+    if (at == count) return nullptr;
     Piece& piece = pieces[at];
     const char* first = piece.begin;
     piece.begin += n * kCacheLine, piece.lines -= n;
-    return {first, kCacheLine};
+    return first;
   }
 
  private:
@@ -152,7 +152,7 @@ template <class T> void WgradGemm<T>::sum_rows(int64_t begin_row, int64_t end_ro
         const int64_t i = item % a.count, t = item / a.count % tap_count, j = item / a.count / tap_count;
         const int columns = b.maps_of(j);
         kTiles<A>(a.maps_of(i), static_cast<int>(ceil_div(columns, kLanes<T>)))(
-            pair_count[t], pairs + t * most_pairs, a.panel(i), b.panel(j), next.take(pair_count[t], pairs),
+            pair_count[t], pairs + t * most_pairs, a.panel(i), b.panel(j), next.take(pair_count[t]),
             dw + i * a.width * dw_row_stride + taps[t].offset + j * b.width, dw_row_stride, columns, add);
       }
     });
