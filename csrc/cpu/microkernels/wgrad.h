@@ -20,7 +20,7 @@ constexpr int64_t kCacheLine = 64;
 struct PixelPair { int32_t a, b; };
 
 // The most rows of a tile with NV vectors whose sums stay in registers.
-constexpr int wgrad_rows(int vectors) { return vectors == 1 ? 14 : (kRegisters - 1) / vectors - 1; }
+constexpr int wgrad_rows(int vectors) { return vectors == 1 ? 12 : (kRegisters - 1) / vectors - 1; }
 
 template <class A, int MR, int NV>
 __attribute__((noinline)) void wgrad_tile(int64_t pairs, const PixelPair* pair, const A* a, const A* b,
