@@ -20,6 +20,7 @@ SHAPES = (
     "n1c16h20w20-k6r9s9-p4",  # more taps than a mask has bits
     "n1c7h9w9-k5r3s3-p1",  # odd depths, which pairs of bf16 pad
     "n1c3h31w29-k24r3s3-u2-p1",  # a stem with 3 maps
+    "n2c3h40w40-k64r7s7-u2-p3-xs5",  # a stem whose dy fills vectors, x as a slice
     "n1c1h16w16-k33r5s5-p2-ys40",  # one map, and y as a slice
     "n2c70h13w13-k66r1s1-u2-xs80",  # pointwise with a stride, x as a slice
     "n1c1024h4w4-k20r1s1",  # rows of x a multiple of 4096 bytes apart

@@ -2,7 +2,7 @@
 //
 //   y[n,p,q,k] = sum over r of < xp[n, p*sh + r*dh, q*sw ...], w[k,r,...] >,  runs of s*c neighbours
 //
-// x is copied once into xp with its padding around it. In NHWC the s taps of a filter row are then one run of s*c
+// x is copied into xp with its padding around it, at once or, in wgrad, a chunk of rows at a time. In NHWC the s taps of a filter row are then one run of s*c
 // values, so a tap of the GEMM is a whole filter row: 21 steps instead of 7 times 3. The weights are packed as they
 // lie (KRSC). wgrad uses the same runs: dw[k][r] is a GEMM with s*c columns. Bound: FMA; the copy moves 2*n*h*w*c values.
 //
@@ -20,32 +20,46 @@ namespace cnnkern::cpu::CNNKERN_ISA {
 namespace {
 
 constexpr int64_t kFewMaps = 8;
+constexpr int64_t kMostLanes = 64;  // of a panel of vectors, which reads beyond the last run
 
 template <class In> struct Padded {
   In* data;
   int64_t h, w, maps;
 };
 
+template <class T, class In> void copy_values(const T* from, int64_t count, In* to) {
+  if constexpr (std::is_same_v<T, In>) std::copy_n(from, count, to);
+  else std::transform(from, from + count, to, [](T value) { return to_acc(value); });
+}
+
+// Writes a row of x, counted over all images, to `to`: the padding to its sides too, and zeros up to `maps` maps.
+template <class T, class In>
+void pad_row(const ConvProblem& p, const T* x, int64_t row, int64_t maps, In* to) {
+  std::fill_n(to, p.pad_left * maps, In{});
+  to += p.pad_left * maps;
+  const T* from = x + row * p.w * p.x_stride();
+  if (p.x_stride() == maps && p.c == maps) {  // one run of values, else each pixel is
+    copy_values(from, p.w * maps, to);
+  } else {
+    for (int64_t w = 0; w < p.w; ++w) {
+      copy_values(from + w * p.x_stride(), p.c, to + w * maps);
+      std::fill_n(to + w * maps + p.c, maps - p.c, In{});
+    }
+  }
+  std::fill_n(to + p.w * maps, p.pad_right * maps, In{});
+}
+
 // x with padding on all sides, maps rounded up to `multiple`.
 template <class T, class In> Padded<In> pad(const ConvProblem& p, const T* x, int64_t multiple) {
   const Padded<In> padded{nullptr, p.h + p.pad_top + p.pad_bottom, p.w + p.pad_left + p.pad_right,
                           round_up(p.c, multiple)};
-  In* out = scratch<In>(Scratch::columns, p.n * padded.h * padded.w * padded.maps);
+  const int64_t row_size = padded.w * padded.maps;
+  In* out = scratch<In>(Scratch::columns, p.n * padded.h * row_size);
   parallel_for(p.n * padded.h, 8, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-      In* to = out + row * padded.w * padded.maps;
       const int64_t n = row / padded.h, h = row % padded.h - p.pad_top;
-      std::fill_n(to, padded.w * padded.maps, In{});
-      if (h < 0 || h >= p.h) continue;
-      const T* from = x + (n * p.h + h) * p.w * p.x_stride();
-      to += p.pad_left * padded.maps;
-      // A dense row is one run of values, else each pixel is.
-      const bool dense = p.x_stride() == padded.maps && p.c == padded.maps;
-      const int64_t runs = dense ? 1 : p.w, length = dense ? p.w * p.c : p.c;
-      for (int64_t i = 0; i < runs; ++i, from += p.x_stride(), to += padded.maps) {
-        if constexpr (std::is_same_v<T, In>) std::copy_n(from, length, to);
-        else std::transform(from, from + length, to, [](T value) { return to_acc(value); });
-      }
+      if (h < 0 || h >= p.h) std::fill_n(out + row * row_size, row_size, In{});
+      else pad_row(p, x, n * p.h + h, padded.maps, out + row * row_size);
     }
   });
   return {out, padded.h, padded.w, padded.maps};
@@ -145,33 +159,36 @@ template <class T> void direct_fprop(const ConvProblem& p, const Operands& opera
 
 template <class T> void direct_wgrad(const ConvProblem& p, const Operands& operands) {
   using A = acc_t<T>;
-  const auto x = pad<T, T>(p, static_cast<const T*>(operands.x), 1);
   const int64_t run = p.s * p.c, filter = p.r * run;
   T* w = static_cast<T*>(operands.w);
   A* dw;
   if constexpr (std::is_same_v<A, T>) dw = w;
   else dw = scratch<A>(Scratch::local, p.k * filter);
-  // Seen by the GEMM, an input row has one "pixel" per output column: the run of s*c values under the filter.
+  // Rows are padded as they are needed, while they are in cache. Seen by the GEMM, one has a "pixel" per output column:
+  // the run of s*c values under the filter.
+  const T* x = static_cast<const T*>(operands.x);
+  const int64_t row_size = (p.w + p.pad_left + p.pad_right) * p.c;
+  const RowStaging<A> staging{[&](int64_t first, int64_t last) -> const A* {
+                                A* rows = scratch<A>(Scratch::columns, (last - first) * row_size + kMostLanes);
+                                parallel_for(last - first, 8, [&](int64_t begin, int64_t end) {
+                                  for (int64_t i = begin; i < end; ++i)
+                                    pad_row(p, x, first + i, p.c, rows + i * row_size);
+                                });
+                                return rows;
+                              },
+                              row_size};
   WgradGemm<T> gemm{.images = p.n,
-                    .dy = static_cast<const T*>(operands.y),
-                    .out_h = p.p(),
-                    .out_w = p.q(),
-                    .dy_pixel_stride = p.y_stride(),
-                    .rows = p.k,
-                    .x = x.data,
-                    .in_h = x.h,
-                    .in_w = p.q(),
-                    .x_pixel_stride = p.stride_w * p.c,
-                    .x_row_stride = x.w * p.c,
-                    .x_image_stride = x.h * x.w * p.c,
-                    .columns = run,
+                    .dy = dense_rows(static_cast<const T*>(operands.y), p.p(), p.q(), p.k, p.y_stride()),
+                    .x = dense_rows(x, p.h, p.w, run, p.x_stride()),
+                    .x_staging = &staging,
                     .in_step_h = p.stride_h,
                     .in_step_w = 1,
                     .taps = {},
                     .dw = dw,
                     .dw_row_stride = filter,
                     .dbias = static_cast<A*>(operands.dbias)};
-  for (int64_t r = 0; r < p.r; ++r) gemm.taps.push_back({r * p.dilation_h, 0, r * run});
+  gemm.x.width = p.q(), gemm.x.pixel_stride = p.stride_w * p.c;
+  for (int64_t r = 0; r < p.r; ++r) gemm.taps.push_back({r * p.dilation_h - p.pad_top, 0, r * run});
   gemm.run();
   if constexpr (!std::is_same_v<A, T>) {
     for (int64_t i = 0; i < p.k * filter; ++i) w[i] = from_acc<T>(dw[i]);

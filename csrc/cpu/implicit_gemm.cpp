@@ -117,18 +117,8 @@ template <class T> void gemm_wgrad(const ConvProblem& p, const Operands& operand
   if constexpr (std::is_same_v<A, T>) dw = w;
   else dw = scratch<A>(Scratch::local, p.k * filter);
   WgradGemm<T> gemm{.images = p.n,
-                    .dy = nullptr,
-                    .out_h = p.p(),
-                    .out_w = p.q(),
-                    .dy_pixel_stride = p.y_stride(),
-                    .rows = kg,
-                    .x = nullptr,
-                    .in_h = p.h,
-                    .in_w = p.w,
-                    .x_pixel_stride = p.x_stride(),
-                    .x_row_stride = p.w * p.x_stride(),
-                    .x_image_stride = p.h * p.w * p.x_stride(),
-                    .columns = cg,
+                    .dy = dense_rows(static_cast<const T*>(operands.y), p.p(), p.q(), kg, p.y_stride()),
+                    .x = dense_rows(static_cast<const T*>(operands.x), p.h, p.w, cg, p.x_stride()),
                     .in_step_h = p.stride_h,
                     .in_step_w = p.stride_w,
                     .taps = {},
@@ -136,15 +126,15 @@ template <class T> void gemm_wgrad(const ConvProblem& p, const Operands& operand
                     .dw_row_stride = filter,
                     .dbias = nullptr};
   if (p.pointwise()) {  // only the pixels that a strided 1x1 filter reads
-    gemm.in_h = p.p(), gemm.in_w = p.q(), gemm.in_step_h = gemm.in_step_w = 1;
-    gemm.x_pixel_stride *= p.stride_w, gemm.x_row_stride *= p.stride_h;
+    gemm.x.height = p.p(), gemm.x.width = p.q(), gemm.in_step_h = gemm.in_step_w = 1;
+    gemm.x.pixel_stride *= p.stride_w, gemm.x.row_stride *= p.stride_h;
   }
   for (int64_t r = 0; r < p.r; ++r)
     for (int64_t s = 0; s < p.s; ++s)
       gemm.taps.push_back({r * p.dilation_h - p.pad_top, s * p.dilation_w - p.pad_left, (r * p.s + s) * cg});
   for (int64_t g = 0; g < p.groups; ++g) {
-    gemm.dy = static_cast<const T*>(operands.y) + g * kg;
-    gemm.x = static_cast<const T*>(operands.x) + g * cg;
+    gemm.dy.data = static_cast<const T*>(operands.y) + g * kg;
+    gemm.x.data = static_cast<const T*>(operands.x) + g * cg;
     gemm.dw = dw + g * kg * filter;
     gemm.dbias = operands.dbias ? static_cast<A*>(operands.dbias) + g * kg : nullptr;
     gemm.run();

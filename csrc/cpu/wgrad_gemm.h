@@ -2,16 +2,17 @@
 //
 //   dw[k][tap][c] = sum over output pixels o of dy[o][k] * x[o * in_step + tap][c],   dbias[k] = sum over o of dy[o][k]
 //
-// Pixels are taken in chunks that keep a panel of x in L2; per chunk dy is packed (and converted), x too where its own
-// rows would not do, then each (panel of x, tap, panel of dy) is one register tile. Threads split the pixels where dw is
-// small, each summing into a copy of its own, else the tiles. Deterministic for a given number of threads: a tile is one
-// thread's, chunks and copies add in order.
+// Of a pixel one operand gives vectors, the other scalars that are broadcast: x gives the vectors, or dy where its maps
+// fill them better (those of a stem's x do not). Pixels are taken in chunks; per chunk each (panel of vectors, tap, panel
+// of scalars) is one register tile. Where dw is small a chunk stays in L2, the tiles fetch the next one meanwhile, and
+// threads split the pixels, each summing into a copy of its own; else they split the tiles. Deterministic for a given
+// number of threads: a tile is one thread's, chunks and copies add in order.
 #pragma once
 
+#include <utility>
 #include <vector>
 
-#include "simd/vec.h"
-#include "threads.h"
+#include "wgrad_panels.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 
@@ -24,23 +25,23 @@ template <class T> struct WgradGemm {
   using A = acc_t<T>;
 
   int64_t images;
-  const T* dy;
-  int64_t out_h, out_w, dy_pixel_stride;
-  int64_t rows;  // maps of dy: k
-  const T* x;
-  int64_t in_h, in_w, x_pixel_stride, x_row_stride, x_image_stride;
-  int64_t columns;  // maps of x: c
+  PixelRows<T> dy, x;
+  const RowStaging<A>* x_staging = nullptr;  // how x is to be read, or null: as it lies
   int64_t in_step_h, in_step_w;
   std::vector<WgradTap> taps;
   A* dw;
   int64_t dw_row_stride;    // from k to k + 1
-  A* dbias;                 // [rows] or null
+  A* dbias;                 // [k] or null
   bool accumulate = false;  // add to dw and dbias
 
   void run() const;
 
  private:
-  void sum_rows(int64_t begin, int64_t end) const;  // output rows of the images laid end to end
+  bool vectors_of_dy() const;
+  bool cached() const;  // whether dw stays in L2
+  int64_t rows_per_chunk() const;
+  std::pair<WgradPanels<T>, WgradPanels<T>> panels() const;  // of the scalars, of the vectors
+  void sum_rows(int64_t begin, int64_t end) const;           // output rows of the images laid end to end
 };
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA
