@@ -64,7 +64,7 @@ void multiply(const acc_t<T>* z, int64_t pixels, int64_t first, const Panels<T>&
   for (int64_t panel = 0; panel < panels.count(); ++panel) {
     Tile<acc_t<T>, T> tile{};
     tile.taps = 1;
-    tile.tap_offsets = &offset;
+    tile.x_offsets = tile.tap_offsets = &offset;
     tile.depth = panels.depth;
     tile.panel = panels.at(panel);
     tile.column = panel * panels.kWidth;
