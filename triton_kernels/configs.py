@@ -47,21 +47,30 @@ _ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 _REGISTERS = 160  # a thread's share of the sums: the rest of its 255 holds addresses and operands
 
 
-def why_not_fit(config: Config, dtype: str, chip: Chip) -> str:
-    """Empty, or why a GEMM tile cannot run on the chip; asked by the heuristic, the tuner and the tests."""
+def why_not_fit(config: Config, dtype: str, chip: Chip, depth: int) -> str:
+    """Empty, or why a GEMM tile cannot run on the chip; asked by the heuristic, the tuner and the tests.
+
+    depth is the number of maps that lie next to each other in a pixel: where it is odd, elements are loaded one by one.
+    """
     m, n, k = config.tile
     shared = config.stages * (m * k + k * n) * _ELEMENT_BYTES[dtype]
     if shared > chip.shared_bytes:
         return (
             f"its {config.stages} stages take {shared} bytes of shared memory, of which there are {chip.shared_bytes}"
         )
+    if dtype == "f32" and k > 32:
+        return "a step of more than 32 float32 products does not fit the registers"  # it spills, as compiled
+    if depth % 4 and (m + n) * k > 32 * 32 * config.warps:
+        return "the addresses of its single elements do not fit the registers"
     if m * n > _REGISTERS * 32 * config.warps:
         return f"its sums of {m}x{n} do not fit the registers of {config.warps} warps"
     return ""
 
 
-def _best(configs: tuple[Config, ...], dtype: str, chip: Chip, m: int, n: int, k: int, copies: int) -> Config:
-    """The config with the least estimated time for `copies` products of m x n x k.
+def _best(
+    configs: tuple[Config, ...], dtype: str, chip: Chip, m: int, n: int, k: int, copies: int, depth: int
+) -> Config:
+    """The config with the least estimated time for `copies` products of m x n x k, of `depth` maps each.
 
     Time is that of the multiprocessors' rounds, in each of which every one of them computes a tile at a rate that
     grows with the bytes it reuses: m * n / (m + n), up to where the tensor cores are the bound.
@@ -73,7 +82,7 @@ def _best(configs: tuple[Config, ...], dtype: str, chip: Chip, m: int, n: int, k
         reuse = min(bm * bn / (bm + bn), 64.0)
         return rounds * bm * bn * (cdiv(k, bk) * bk + 2 * bk * config.stages) / reuse
 
-    return min((config for config in configs if not why_not_fit(config, dtype, chip)), key=time)
+    return min((config for config in configs if not why_not_fit(config, dtype, chip, depth)), key=time)
 
 
 def pick_gemm(p: ConvProblem, chip: Chip) -> Config:
@@ -82,14 +91,16 @@ def pick_gemm(p: ConvProblem, chip: Chip) -> Config:
     pixels = p.n * (p.p * p.q if fprop else p.h * p.w // (p.stride[0] * p.stride[1]))
     columns, depth = (p.k, p.c) if fprop else (p.c, p.k)
     taps = p.r * p.s if fprop else cdiv(p.r, p.stride[0]) * cdiv(p.s, p.stride[1])
-    return _best(GEMM_CONFIGS, p.dtype, chip, max(pixels, 1), columns // p.groups, depth // p.groups * taps, p.groups)
+    depth //= p.groups
+    return _best(GEMM_CONFIGS, p.dtype, chip, max(pixels, 1), columns // p.groups, depth * taps, p.groups, depth)
 
 
 def pick_wgrad(p: ConvProblem, chip: Chip) -> Config:
     """The tile for wgrad; its pixels are split over the chip whatever the tile is."""
     copies = p.r * p.s * p.groups * chip.multiprocessors
     pixels = max(cdiv(p.n * p.p * p.q, chip.multiprocessors), 1)
-    return _best(WGRAD_CONFIGS, p.dtype, chip, p.k // p.groups, p.c // p.groups, pixels, copies)
+    c, k = p.c // p.groups, p.k // p.groups
+    return _best(WGRAD_CONFIGS, p.dtype, chip, k, c, pixels, copies, c | k)
 
 
 def wgrad_splits(pixels: int, tiles: int, block: int) -> int:

@@ -297,8 +297,13 @@ def _why_not(p: ConvProblem) -> str:
     return ""
 
 
+def _rather_not(p: ConvProblem) -> str:
+    few = min(p.c, p.k) // p.groups < 8
+    return "with fewer than 8 maps a group most of a tile multiplies nothing" if few else ""
+
+
 KERNELS = (
-    TritonKernel("implicit_gemm", "fprop", GEMM_CONFIGS, _why_not, _why_not, pick_gemm, _fprop),
-    TritonKernel("implicit_gemm", "dgrad", GEMM_CONFIGS, _why_not, _why_not, pick_gemm, _dgrad),
-    TritonKernel("implicit_gemm", "wgrad", WGRAD_CONFIGS, _why_not, _why_not, pick_wgrad, _wgrad),
+    TritonKernel("implicit_gemm", "fprop", GEMM_CONFIGS, _why_not, _rather_not, pick_gemm, _fprop),
+    TritonKernel("implicit_gemm", "dgrad", GEMM_CONFIGS, _why_not, _rather_not, pick_gemm, _dgrad),
+    TritonKernel("implicit_gemm", "wgrad", WGRAD_CONFIGS, _why_not, _rather_not, pick_wgrad, _wgrad),
 )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 
-from cnnkern.backends.base import Candidate, KernelName
+from cnnkern.backends.base import Candidate
 from cnnkern.flags import UNALIGNED
 from cnnkern.problem import ConvProblem
 
@@ -49,16 +49,24 @@ def chip(device: torch.device | None = None) -> Chip:
     )
 
 
+def _kernels() -> tuple[TritonKernel, ...]:
+    if importlib.util.find_spec("triton") is None:
+        return ()
+    from cnnkern.triton_kernels.kernel_list import KERNELS
+
+    return KERNELS
+
+
+def _name(kernel: TritonKernel, dtype: str, config: Config) -> str:
+    return f"triton_{kernel.family}_{kernel.direction}_{dtype}_nhwc_{config}__sm{OLDEST}"
+
+
 @functools.cache
 def listed() -> dict[str, tuple[TritonKernel, Config]]:
     """Every kernel with each of its configs, by name, in dispatch order."""
-    if importlib.util.find_spec("triton") is None:
-        return {}
-    from cnnkern.triton_kernels.kernel_list import KERNELS
-
     return {
-        f"triton_{kernel.family}_{kernel.direction}_{dtype}_nhwc_{config}__sm{OLDEST}": (kernel, config)
-        for kernel in KERNELS
+        _name(kernel, dtype, config): (kernel, config)
+        for kernel in _kernels()
         for dtype in kernel.dtypes
         for config in kernel.configs
     }
@@ -75,20 +83,25 @@ class TritonBackend:
         return list(listed())
 
     def candidates(self, problem: ConvProblem, flags: int = 0) -> Sequence[Candidate]:
-        """The kernels of the problem's direction and dtype, with their answers."""
+        """The kernels of the problem's direction and dtype, of each the config picked first, with their answers."""
         return [
-            self._asked(name, *entry, problem, flags)
-            for name, entry in listed().items()
-            if (entry[0].direction, KernelName.parse(name).dtype) == (problem.direction, problem.dtype)
+            Candidate(_name(kernel, problem.dtype, config), *answer)
+            for kernel in _kernels()
+            if kernel.direction == problem.direction and problem.dtype in kernel.dtypes
+            for config, *answer in _answers(kernel, problem, flags)
         ]
 
-    def _asked(self, name: str, kernel: TritonKernel, config: Config, problem: ConvProblem, flags: int) -> Candidate:
-        if kernel.aligned and flags & UNALIGNED:
-            return Candidate(name, "an operand does not begin at a multiple of 16 bytes")
-        if why_not := kernel.why_not(problem):
-            return Candidate(name, why_not)
-        picked = kernel.pick(problem, chip())
-        rather_not = kernel.rather_not(problem)
-        if not rather_not and config != picked:
-            rather_not = f"a tile of {picked} is expected to be faster"
-        return Candidate(name, "", rather_not)
+
+def _answers(kernel: TritonKernel, problem: ConvProblem, flags: int) -> Iterator[tuple[Config, str, str]]:
+    """Each config with its why_not and rather_not."""
+    why_not = kernel.why_not(problem)
+    if kernel.aligned and flags & UNALIGNED:
+        why_not = "an operand does not begin at a multiple of 16 bytes"
+    if why_not:
+        yield from ((config, why_not, "") for config in kernel.configs)
+        return
+    picked = kernel.pick(problem, chip())
+    yield picked, "", kernel.rather_not(problem)
+    yield from (
+        (config, "", f"a tile of {picked} is expected to be faster") for config in kernel.configs if config != picked
+    )

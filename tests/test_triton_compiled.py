@@ -1,0 +1,96 @@
+"""Every Triton kernel compiled for GPUs that are not here: it fits the chip, spills nothing, and uses its tensor cores.
+
+Results are checked by the interpreter (tests/interpreted) and, where there is a GPU, on it.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="Triton is for Linux")
+
+from cnnkern.problem import DTYPES, ConvProblem
+from cnnkern.triton_kernels.ahead_of_time import compile_launch
+from cnnkern.triton_kernels.configs import CHIPS, why_not_fit
+from cnnkern.triton_kernels.kernel_list import KERNELS
+from cnnkern.triton_kernels.launch import Operands
+
+# A layer of each class, as large as in training.
+LAYERS = (
+    "n32c3h224w224-k64r7s7-u2-p3",
+    "n32c128h28w28-k128r3s3-p1",
+    "n32c256h56w56-k512r1s1",
+    "n32c144h56w56-k144r3s3-p1-g144",
+    "n32c144h56w56-k144r3s3-u2-p1-g144",
+    "n32c192h28w28-k192r7s7-p3-g192",
+    "n32c256h28w28-k256r3s3-p1-g32",
+)
+TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
+DENSE = ("implicit_gemm", "pointwise")
+
+
+def problems(kernel, dtype):
+    """The layers that are the kernel's own, else those that it can compute."""
+    found = [ConvProblem.parse(f"{kernel.direction}-{dtype}-{layer}") for layer in LAYERS]
+    able = [problem for problem in found if not kernel.why_not(problem)]
+    assert able, f"{kernel.family} {kernel.direction} can compute none of the layers"
+    return [problem for problem in able if not kernel.rather_not(problem)] or able
+
+
+def operands(problem, fused=False):
+    def tensor(*size):
+        return torch.empty(size, dtype=DTYPES[problem.dtype], device="meta").to(memory_format=torch.channels_last)
+
+    def maps(count):
+        return torch.empty(count, device="meta") if fused else None
+
+    bias = maps(problem.k) if problem.direction == "wgrad" else None
+    own = {"scale": maps(problem.k), "shift": maps(problem.k)} if problem.direction == "fprop" else {}
+    tensors = [tensor(*size) for size in (problem.x_size, problem.w_size, problem.y_size)]
+    return Operands(*tensors, **own, dbias=bias, precision="tf32")
+
+
+def compiled(kernel, problem, config, capability, fused=False):
+    """What becomes of each launch, with what every kernel must be whatever its config."""
+    found = [
+        compile_launch(launch, capability) for launch in kernel.launches(problem, operands(problem, fused), config)
+    ]
+    for one in found:
+        assert one.shared_bytes <= CHIPS[capability].shared_bytes, (problem, config)
+    return found
+
+
+ids = [f"{kernel.family}_{kernel.direction}" for kernel in KERNELS]
+
+
+@pytest.mark.parametrize("capability", CHIPS)
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=ids)
+def test_the_config_picked_spills_nothing(kernel, dtype, capability):
+    for problem in problems(kernel, dtype)[:2]:
+        config = kernel.pick(problem, CHIPS[capability])
+        for one in compiled(kernel, problem, config, capability, fused=True):
+            assert one.stack_bytes == 0, (problem, config)
+        if dtype == "bf16" and kernel.family in DENSE:
+            launches = compiled(kernel, problem, config, capability)
+            assert any(TENSOR_CORES[capability] in one.ptx for one in launches), (problem, config)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("capability", CHIPS)
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("kernel", KERNELS, ids=ids)
+def test_every_config_compiles(kernel, dtype, capability):
+    problem = problems(kernel, dtype)[0]
+    for config in kernel.configs:
+        if len(config.tile) != 3 or not why_not_fit(config, dtype, CHIPS[capability], problem.c // problem.groups):
+            compiled(kernel, replace(problem, n=1), config, capability)
+
+
+def test_the_picked_config_fits_every_chip():
+    for kernel in KERNELS:
+        for dtype in kernel.dtypes:
+            for problem in problems(kernel, dtype):
+                for chip in CHIPS.values():
+                    assert kernel.pick(problem, chip) in kernel.configs
