@@ -1,6 +1,7 @@
 # make bench   the kernels against the vendor library on the lectures' layers, and the report
 # make test    the whole suite but its long sweeps
-# Both need Python 3.10 or later and a C++ compiler, and nothing before them: .venv is made first.
+# make gpu     on a machine with a GPU: the kernels tested and measured there
+# The first two need Python 3.10 or later and a C++ compiler, and nothing before them: .venv is made first.
 # Another interpreter, with all of that installed, is used by `make test PYTHON=...`.
 
 ifeq ($(origin PYTHON), undefined)
@@ -15,7 +16,7 @@ RESULTS := bench/results/cpu-2-threads
 
 SANITIZED := build/sanitize/package
 
-.PHONY: bench results bench-kernels test test-full test-sanitize build lint check-spills clean
+.PHONY: bench gpu results bench-kernels test test-full test-sanitize build lint check-spills clean
 
 bench: $(BUILT)
 	$(CNNKERN) bench
@@ -26,6 +27,14 @@ results: $(BUILT)
 	$(CNNKERN) bench models --out $(RESULTS)
 	$(CNNKERN) bench overhead --out $(RESULTS)
 	$(CNNKERN) bench report $(RESULTS) --readme README.md
+
+# On a machine with a GPU: tests, benchmarks and tuning there, in stages that can be resumed. OUT= is the directory of
+# results, STAGE= picks one. The interpreter is that of the machine's CUDA torch; nothing is downloaded.
+gpu: PYTHON := $(if $(filter .venv/%,$(PYTHON)),python3,$(PYTHON))
+gpu: OUT ?= bench/results/gpu
+gpu:
+	$(PYTHON) -c "import cnnkern" 2>/dev/null || $(PYTHON) -m pip install --no-index --no-deps --no-build-isolation -e .
+	$(PYTHON) -m cnnkern.bench.gpu --out $(OUT) $(addprefix --stage ,$(STAGE))
 
 bench-kernels: $(BUILT)
 	$(PYTEST) tests/bench_kernels.py

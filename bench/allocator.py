@@ -1,10 +1,14 @@
-"""What a measurement asks of the C library's allocator, where that is glibc; elsewhere nothing changes."""
+"""What a measurement asks of the C library's allocator, where that is glibc, and of torch's on a GPU."""
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
+
+from cnnkern.bench import device
 
 # Options of mallopt.
 M_TRIM_THRESHOLD = -1  # freed memory at the heap's top beyond this goes back to the system
@@ -29,9 +33,12 @@ def keep_freed_memory() -> None:
 
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
-    """What is allocated holds POISON: torch.empty and the ops' results alike."""
+    """What is allocated holds POISON, torch.empty and the ops' results alike; on a GPU NaN."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
     _mallopt(M_PERTURB, POISON ^ 0xFF)
+    torch.use_deterministic_algorithms(device.kind() == "cuda" or deterministic)  # fills what torch.empty returns
     try:
         yield
     finally:
+        torch.use_deterministic_algorithms(deterministic)
         _mallopt(M_PERTURB, 0)

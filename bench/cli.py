@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from cnnkern.backends import triton
 from cnnkern.bench import compare as comparing
 from cnnkern.bench import models as whole_models
 from cnnkern.bench import networks, report, run, suites, summary
@@ -26,11 +27,17 @@ from cnnkern.problem import DIRECTIONS, DTYPES, ConvProblem
 
 STYLES = {"faster": "green", "slower": "red", "same": "", "undecided": "dim"}
 OUT = Path("cnnkern-bench")
+SUITES_OF = {"cpu": "default", "cuda": "gpu"}
 BUSY = 0.5  # the load average of a machine that does little else is below this
 REPLACES = "In place of the suite's own; may be repeated."
 
 out_option = click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Directory of the report.")
 threads_option = click.option("--threads", type=click.IntRange(1), help="Threads of both sides; default: torch's.")
+
+
+device_option = click.option(
+    "--device", "where", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU if there is one that has kernels."
+)
 
 
 def budget_option(seconds: int) -> Callable:
@@ -65,22 +72,24 @@ class Suite(click.ParamType):
 
 
 @click.group(invoke_without_command=True)
-@click.option("--suite", type=Suite(), default="default", show_default=True, help="A suite, a network or a problem.")
+@click.option("--suite", type=Suite(), help="A suite, a network or a problem; default: default, on a GPU gpu.")
 @click.option("--direction", "directions", multiple=True, type=click.Choice(DIRECTIONS), help=REPLACES)
 @click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)), help=REPLACES)
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help=REPLACES)
 @click.option("--kernel", metavar="REGEX", help="Each able kernel whose name matches, not the dispatcher's choice.")
+@device_option
 @threads_option
 @budget_option(210)
 @out_option
 @click.pass_context
 def bench(
     context: click.Context,
-    suite: str | ConvProblem,
+    suite: str | ConvProblem | None,
     directions: Sequence[str],
     dtypes: Sequence[str],
     batches: Sequence[int],
     kernel: str | None,
+    where: str | None,
     threads: int | None,
     budget: float,
     out: Path,
@@ -88,10 +97,11 @@ def bench(
     """The kernels against the vendor library, layer by layer."""
     if context.invoked_subcommand:
         return
-    cases = chosen_cases(suite, directions, dtypes, batches)
-    record = new_record(threads)
+    where = where or best_device()
+    cases = chosen_cases(suite or SUITES_OF[where], directions, dtypes, batches)
+    record = new_record(threads, where)
     with rows_shown(len(cases)) as show:
-        run.measure(record, cases, kernel, budget, show)
+        run.measure(record, cases, kernel, budget, show, where)
     console = new_console()
     console.print(means_table(record), losses_table(record), outcomes_table(record))
     for reason, count in Counter(map(first_line, record.missing.values())).items():
@@ -102,14 +112,18 @@ def bench(
 @bench.command()
 @click.option("--model", "names", multiple=True, type=click.Choice(networks.names()), default=whole_models.CONVERTED)
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), default=whole_models.BATCHES)
+@device_option
 @threads_option
 @budget_option(150)
 @out_option
-def models(names: Sequence[str], batches: Sequence[int], threads: int | None, budget: float, out: Path) -> None:
-    """Converted networks against torch eager in both of its layouts."""
-    record = new_record(threads)
+def models(
+    names: Sequence[str], batches: Sequence[int], where: str | None, threads: int | None, budget: float, out: Path
+) -> None:
+    """Converted networks against torch eager."""
+    where = where or best_device()
+    record = new_record(threads, where)
     with rows_shown(len(names) * len(batches)) as show:
-        whole_models.measure(record, names, batches, budget, show)
+        whole_models.measure(record, names, batches, budget, show, where)
     finish(record, "models", out)
 
 
@@ -178,11 +192,17 @@ def chosen_cases(
     return suites.cases(suites.parts(suite, directions, dtypes, batches))
 
 
-def new_record(threads: int | None) -> Record:
+def best_device() -> str:
+    """The type of device that is measured if none is named."""
+    return "cpu" if triton.why_missing() else "cuda"
+
+
+def new_record(threads: int | None, where: str = "cpu") -> Record:
     """An empty record, after the number of threads is set."""
     if threads:
         torch.set_num_threads(threads)
-    record = Record(command=shlex.join(["cnnkern", *sys.argv[1:]]))
+    with torch.device(where):
+        record = Record(command=shlex.join(["cnnkern", *sys.argv[1:]]))
     if record.machine["load"] > BUSY:
         click.secho(f"The machine is busy (load {record.machine['load']:.1f}): expect wide intervals.", fg="yellow")
     return record

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import cnnkern
 from cnnkern import dispatch
-from cnnkern.bench import networks
+from cnnkern.bench import device, networks
 from cnnkern.bench.peers import FORMATS
 from cnnkern.bench.record import Comparison, Record, WholeRow
 from cnnkern.bench.timing import race
@@ -42,9 +42,10 @@ def measure_model(name: str, batch: int, budget: float) -> WholeRow:
     images = torch.randn(batch, *networks.input_size(name))
     converted = copy.deepcopy(model)
     cnnkern.convert(converted)
-    laid_out = {layout: copy.deepcopy(model).to(memory_format=form) for layout, form in FORMATS.items()}
-    pictures = {layout: images.contiguous(memory_format=form) for layout, form in FORMATS.items()}
-    peers = {f"torch eager {layout}": partial(laid_out[layout], pictures[layout]) for layout in FORMATS}
+    formats = FORMATS[device.kind()]
+    laid_out = {layout: copy.deepcopy(model).to(memory_format=form) for layout, form in formats.items()}
+    pictures = {layout: images.contiguous(memory_format=form) for layout, form in formats.items()}
+    peers = {f"torch eager {layout}": partial(laid_out[layout], pictures[layout]) for layout in formats}
     (ours,), peer = race({f"converted {name}": partial(converted, pictures["nhwc"])}, peers, budget)
     wanted = model.double()(images[:FLOAT64_IMAGES].double())
     answer, theirs = ours.output[:FLOAT64_IMAGES], peer.output[:FLOAT64_IMAGES]
@@ -57,10 +58,12 @@ def measure_model(name: str, batch: int, budget: float) -> WholeRow:
     )
 
 
-def measure(record: Record, names: Sequence[str], batches: Sequence[int], budget: float, progress: Progress) -> None:
-    """Fills ``record.models`` in about ``budget`` seconds."""
+def measure(
+    record: Record, names: Sequence[str], batches: Sequence[int], budget: float, progress: Progress, where: str = "cpu"
+) -> None:
+    """Fills ``record.models`` in about ``budget`` seconds, on a type of device."""
     pairs = [(name, batch) for name in names for batch in batches]
-    with torch.inference_mode(), dispatch.use(fallback="raise"):
+    with torch.device(where), torch.inference_mode(), dispatch.use(fallback="raise"), device.plain_float32():
         for name, batch in pairs:
             row = measure_model(name, batch, budget / len(pairs))
             record.models.append(row)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cnnkern import ops
+from cnnkern.bench import device
 from cnnkern.problem import DTYPES, ConvProblem
 
 Fill = Callable[[int], Tensor]  # how many -> that many float32 values of variance about 1
@@ -43,9 +44,9 @@ def small_integers(count: int) -> Tensor:
 
 
 @cache
-def pool_of(fill: Fill, dtype: str) -> Tensor:
+def pool_of(fill: Fill, dtype: str, device: str) -> Tensor:
     """POOL values that all operands of a run are cut from."""
-    return fill(POOL).to(DTYPES[dtype])
+    return fill(POOL).to(device, DTYPES[dtype])
 
 
 def draw(problem: ConvProblem, fill: Fill = gaussian) -> Operands:
@@ -53,7 +54,7 @@ def draw(problem: ConvProblem, fill: Fill = gaussian) -> Operands:
 
     What the direction does not read is left uninitialised.
     """
-    pool = pool_of(fill, problem.dtype)
+    pool = pool_of(fill, problem.dtype, device.kind())
 
     def tensor(size: tuple[int, int, int, int], read: bool) -> Tensor:
         n, c, h, w = size

@@ -48,7 +48,7 @@ def measure_call(setting: str, budget: float) -> WholeRow:
     calls: dict[str, dict[str, Call]] = {"cnnkern": {}, "torch": {}}
     with nullcontext() if training else torch.no_grad():
         for name, layer in (("cnnkern", ours), ("torch", theirs)):
-            for layout, memory_format in FORMATS.items():
+            for layout, memory_format in FORMATS["cpu"].items():
                 image = x.contiguous(memory_format=memory_format).requires_grad_(training)
                 calls[name][f"{name} {layout}"] = step(
                     copy.deepcopy(layer).to(memory_format=memory_format), image, training

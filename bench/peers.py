@@ -1,6 +1,7 @@
-"""The vendor's side: oneDNN through ATen, as a user who knows it would run it.
+"""The vendor's side: oneDNN or cuDNN through ATen, as a user who knows it would run it.
 
-Both memory formats are timed and the better one counts. The backward asks for exactly the gradient under measurement.
+On a CPU both memory formats are timed and the better one counts; on a GPU it is channels_last with benchmark=True. The
+backward asks for exactly the gradient under measurement.
 """
 
 from __future__ import annotations
@@ -11,10 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cnnkern.bench import device
 from cnnkern.bench.operands import Operands
 from cnnkern.problem import ConvProblem
 
-FORMATS = {"nhwc": torch.channels_last, "nchw": torch.contiguous_format}
+FORMATS = {
+    "cpu": {"nhwc": torch.channels_last, "nchw": torch.contiguous_format},
+    "cuda": {"nhwc": torch.channels_last},
+}
+LIBRARIES = {"cpu": "onednn", "cuda": "cudnn"}
 
 
 def vendor_call(problem: ConvProblem, operands: Operands) -> Callable[[], Tensor]:
@@ -40,10 +46,12 @@ def vendor_call(problem: ConvProblem, operands: Operands) -> Callable[[], Tensor
 
 
 def vendor_calls(problem: ConvProblem, operands: Operands) -> dict[str, Callable[[], Tensor]]:
-    """The call in both layouts, under the names that their rows bear."""
+    """The call in each layout, under the names that their rows bear."""
+    torch.backends.cudnn.benchmark = True
+    where = device.kind()
     return {
-        f"vendor_aten_{problem.direction}_{problem.dtype}_{layout}_any__onednn": vendor_call(
+        f"vendor_aten_{problem.direction}_{problem.dtype}_{layout}_any__{LIBRARIES[where]}": vendor_call(
             problem, operands.to(memory_format)
         )
-        for layout, memory_format in FORMATS.items()
+        for layout, memory_format in FORMATS[where].items()
     }

@@ -8,12 +8,15 @@ import platform
 import re
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import cnnkern
+from cnnkern.bench import device
 from cnnkern.bench.roofline import Ceilings
 from cnnkern.bench.suites import Use
 from cnnkern.bench.timing import Contender, Ratio, Timing, cache_bytes
@@ -146,6 +149,7 @@ def describe_machine() -> dict[str, Any]:
     """What the figures depend on, without the machine's name."""
     return {
         "cpu": cpu_info("model name") or platform.processor() or platform.machine(),
+        "gpu": torch.cuda.get_device_name() if device.kind() == "cuda" else "",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "mhz": cpu_info("cpu MHz"),
@@ -165,5 +169,7 @@ def describe_versions() -> dict[str, str]:
         "cnnkern": cnnkern.__version__,
         "torch": torch.__version__,
         "onednn": onednn[1] if onednn else "not in this torch",
+        "cudnn": str(torch.backends.cudnn.version() or "not in this torch"),
+        "triton": metadata.version("triton") if find_spec("triton") else "not installed",
         "python": platform.python_version(),
     }

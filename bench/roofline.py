@@ -16,13 +16,17 @@ from typing import Any
 
 import torch
 
+from cnnkern.bench import device
 from cnnkern.bench.operands import draw, own_call
 from cnnkern.bench.timing import seconds_of
 from cnnkern.problem import DTYPES, ConvProblem
 
-GEMM = "fprop-{dtype}-n1c512h32w32-k512r1s1"  # 1024 x 512 x 512
+GEMM = {  # 1024 x 512 x 512, and 65536 x 1024 x 1024
+    "cpu": "fprop-{dtype}-n1c512h32w32-k512r1s1",
+    "cuda": "fprop-{dtype}-n64c1024h32w32-k1024r1s1",
+}
 COPY_BYTES = tuple(1 << shift for shift in range(18, 28, 2))  # 256 KiB to 64 MiB, read and written
-MEMORY_BYTES = 256 << 20
+MEMORY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 SECONDS = 0.15  # spent on the best of each rate
 PLAUSIBLE = 1.15  # a row above this fraction of its roofline is an alarm: the ceilings are measurements too
 
@@ -111,22 +115,18 @@ def measure(dtypes: Sequence[str]) -> Ceilings:
     """The ceilings of the threads that torch has now. Takes about two seconds."""
     flops = {}
     for dtype in dtypes:
-        problem = ConvProblem.parse(GEMM.format(dtype=dtype))
+        problem = ConvProblem.parse(GEMM[device.kind()].format(dtype=dtype))
         operands = draw(problem)
         a, b = operands.x[0].flatten(1).t(), operands.w.flatten(1).t()
         calls = (partial(torch.mm, a, b), own_call(problem, operands))
         flops[dtype] = max(best_rate(problem.flops, call) for call in calls)
     cached = {size: copy_rate(size) for size in COPY_BYTES}
-    return Ceilings(flops, cached, copy_rate(MEMORY_BYTES))
+    return Ceilings(flops, cached, copy_rate(MEMORY_BYTES[device.kind()]))
 
 
 def copy_rate(working_set: int) -> float:
     """Bytes per second, read and written counted, of copies within ``working_set`` bytes."""
     source, target = torch.ones(2, working_set // 2, dtype=torch.uint8)
     copies = max(1, (4 << 20) // working_set)
-
-    def copy() -> None:
-        for _ in range(copies):
-            target.copy_(source)
-
+    copy = device.repeated(lambda: target.copy_(source), copies)
     return best_rate(copies * working_set, copy)

@@ -14,6 +14,8 @@ from functools import partial
 import torch
 
 from cnnkern import dispatch
+from cnnkern.backends import OWN_BACKENDS
+from cnnkern.bench import device
 from cnnkern.bench.allocator import keep_freed_memory
 from cnnkern.bench.operands import draw, own_call
 from cnnkern.bench.peers import vendor_calls
@@ -38,8 +40,13 @@ def makers_for(problem: ConvProblem, pattern: str | None) -> dict[str, MakeCall]
     Raises dispatch.NoKernelError where no own kernel computes the problem.
     """
     if pattern is None:
-        return {dispatch.choose(problem): own_call}
-    able = [candidate.kernel for candidate in dispatch.candidates(problem, backend="cpu") if not candidate.why_not]
+        return {dispatch.choose(problem, device=device.kind()): own_call}
+    asked = [
+        answer
+        for name in OWN_BACKENDS[device.kind()]
+        for answer in dispatch.candidates(problem, 0, name, device.kind())
+    ]
+    able = [candidate.kernel for candidate in asked if not candidate.why_not]
     return {name: partial(own_call, kernel=name) for name in able if re.search(pattern, name)}
 
 
@@ -82,28 +89,34 @@ def weight_of(case: Case) -> float:
     return FIXED_SECONDS + case.problem.flops / FLOPS_PER_SECOND
 
 
-def measure(record: Record, cases: Sequence[Case], pattern: str | None, budget: float, progress: Progress) -> None:
-    """Fills ``record`` with the cases' rows in about ``budget`` seconds, and tells ``progress`` of each."""
+def measure(
+    record: Record, cases: Sequence[Case], pattern: str | None, budget: float, progress: Progress, where: str = "cpu"
+) -> None:
+    """Fills ``record`` with the rows of the cases in about ``budget`` seconds; ``progress`` is told of each."""
+    with torch.device(where), torch.inference_mode(), dispatch.use(fallback="raise"), device.plain_float32():
+        _measure(record, cases, pattern, budget, progress)
+
+
+def _measure(record: Record, cases: Sequence[Case], pattern: str | None, budget: float, progress: Progress) -> None:
     keep_freed_memory()
     deadline = time.perf_counter() + budget
     roof = Roofline(sorted({case.problem.dtype for case in cases}))
     flush = CacheFlush()
     weights = [weight_of(case) for case in cases]
-    with torch.inference_mode(), dispatch.use(fallback="raise"):
-        for position, case in enumerate(cases):
-            try:
-                makers = makers_for(case.problem, pattern)
-            except dispatch.NoKernelError as error:
-                record.missing[str(case.problem)] = str(error)
-                continue
-            left = deadline - time.perf_counter()
-            if left <= 0:
-                record.missing[str(case.problem)] = f"the {budget:g} seconds were spent"
-                continue
-            share = left * weights[position] / sum(weights[position:])
-            for row in measure_case(case, makers, share, flush, roof) if makers else []:
-                record.rows.append(row)
-                progress(row)
+    for position, case in enumerate(cases):
+        try:
+            makers = makers_for(case.problem, pattern)
+        except dispatch.NoKernelError as error:
+            record.missing[str(case.problem)] = str(error)
+            continue
+        left = deadline - time.perf_counter()
+        if left <= 0:
+            record.missing[str(case.problem)] = f"the {budget:g} seconds were spent"
+            continue
+        share = left * weights[position] / sum(weights[position:])
+        for row in measure_case(case, makers, share, flush, roof) if makers else []:
+            record.rows.append(row)
+            progress(row)
     record.ceilings = roof.ceilings
     record.rows = [replace(row, roofline=fraction_of(row, roof)) for row in record.rows]
 

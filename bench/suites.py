@@ -56,6 +56,15 @@ SUITES: dict[str, tuple[Part, ...]] = {
         Part(("resnet50", "vgg16"), "fprop", "bf16", 1),
         Part(("resnet50",), "fprop", "bf16", 16),
     ),
+    "gpu": tuple(
+        Part(networks, direction, dtype, 32)
+        for direction, networks, dtype in (
+            ("fprop", LECTURES, "bf16"),
+            ("dgrad", TRAINED, "bf16"),
+            ("wgrad", TRAINED, "bf16"),
+            ("fprop", ("resnet50",), "f32"),
+        )
+    ),
     "full": tuple(
         Part(LECTURES, direction, dtype, batch)
         for dtype in ("f32", "bf16")

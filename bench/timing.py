@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+
+from cnnkern.bench import device
+from cnnkern.bench.device import Call
 
 SAME_BAND = 0.02  # ratios this close to 1 are called the same
 CONVERGED = 0.02  # half the width of the interval of a ratio that needs no more rounds
@@ -28,8 +30,6 @@ MIN_ROUNDS, MAX_ROUNDS = 6, 60  # of six samples the whole range holds the media
 SAMPLE_SECONDS = 1e-3  # a warm sample repeats its call to last about this long
 LONG_SECONDS = 20e-3  # a longer call leaves the caches as it wants to find them: nothing is run before it
 HOPELESS = 1.5  # a peer this much slower than the best one after two rounds is not run further
-
-Call = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ def verdict(low: float, high: float) -> str:
 
 
 def cache_bytes() -> int:
-    """Size of the largest CPU cache, 32 MiB where the system does not tell."""
+    """Size of the device's largest cache; a CPU's is taken for 32 MiB where the system does not tell."""
+    if device.kind() == "cuda":
+        return torch.cuda.get_device_properties().L2_cache_size
     sizes = Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")
     return max((int(path.read_text().strip().removesuffix("K")) * 1024 for path in sizes), default=32 << 20)
 
@@ -129,28 +131,35 @@ class Contender:
         self.name, self.call = name, call
         self.samples: list[float] = []
         self.output = torch.empty(0)
+        self.repeats, self.batch = 1, call
+
+    def prepare(self, repeats: int) -> None:
+        """Says how many calls a sample has."""
+        self.repeats, self.batch = repeats, device.repeated(self.call, repeats)
 
     @property
     def median(self) -> float:
         """Seconds per call so far."""
         return statistics.median(self.samples)
 
-    def sample(self, repeats: int, before: Callable[[], object]) -> None:
-        """Takes one sample of ``repeats`` calls, after ``before``."""
+    def sample(self, before: Callable[[], object]) -> None:
+        """Takes one sample, after ``before``."""
         self.output = torch.empty(0)  # its memory is free for the next one, as it would be in a model
         before()
+        device.wait()
         start = time.perf_counter()
-        for _ in range(repeats - 1):
-            self.call()
-        self.output = self.call()
-        self.samples.append((time.perf_counter() - start) / repeats)
+        self.output = self.batch()
+        device.wait()
+        self.samples.append((time.perf_counter() - start) / self.repeats)
 
 
 def seconds_of(call: Callable[[], object]) -> float:
     """One timed call after one that makes the primitive, the memo's entry and the threads."""
     call()
+    device.wait()
     start = time.perf_counter()
     call()
+    device.wait()
     return time.perf_counter() - start
 
 
@@ -173,11 +182,10 @@ def race(
     """
     ours = [Contender(name, call) for name, call in own.items()]
     theirs = [Contender(name, call) for name, call in peers.items()]
-    repeats: dict[str, int] = {}
     before: dict[str, Callable[[], object]] = {}
     for contender in [*ours, *theirs]:
         seconds = seconds_of(contender.call)
-        repeats[contender.name] = 1 if flush else max(1, round(SAMPLE_SECONDS / seconds))
+        contender.prepare(1 if flush else max(1, round(SAMPLE_SECONDS / seconds)))
         before[contender.name] = flush or (contender.call if seconds < LONG_SECONDS else nothing)
     deadline = time.perf_counter() + budget
     with no_garbage_collection():
@@ -185,7 +193,7 @@ def race(
             field = [*ours, *theirs]
             first = done % len(field)
             for contender in field[first:] + field[:first]:
-                contender.sample(repeats[contender.name], before[contender.name])
+                contender.sample(before[contender.name])
             best = min(theirs, key=lambda peer: peer.median)
             if done > 1:
                 theirs = [peer for peer in theirs if peer.median <= HOPELESS * best.median]

@@ -2,7 +2,10 @@
 
 import os
 
-# Triton either interprets its kernels or compiles them, for the whole of a process.
+import torch
+
+# Triton either interprets its kernels or compiles them, for the whole of a process; and some machines have a GPU.
 collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpreted"]
+collect_ignore += [] if torch.cuda.is_available() else ["gpu"]
 
 os.environ["CNNKERN_POISON"] = "1"
