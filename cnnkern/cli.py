@@ -6,6 +6,7 @@ import importlib
 from typing import ClassVar
 
 import cnnkern
+from cnnkern.info import kernel_table
 
 try:
     import click
@@ -52,6 +53,12 @@ def main() -> None:
 def info() -> None:
     """Versions, instruction sets, kernels and backends, and why one is missing."""
     click.echo(cnnkern.info())
+
+
+@main.command()
+def kernels() -> None:
+    """Every family, direction, backend and dtype that there is a kernel for."""
+    click.echo(kernel_table())
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""cnnkern.info: what is installed, what this machine can run, and why something is missing."""
+"""cnnkern.info: what is installed, what this machine can run, and why something is missing; the table of kernels."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import cnnkern
 from cnnkern import dispatch
 from cnnkern.backends import BACKENDS, KernelName, triton
 from cnnkern.native import _C
+from cnnkern.problem import DIRECTIONS, DTYPES
 
 _VARIABLES = ("CNNKERN_BACKEND", "CNNKERN_STRICT", "CNNKERN_FALLBACK", "CNNKERN_ISA", "CNNKERN_DEBUG")
 
@@ -48,3 +49,25 @@ def info() -> Info:
     counts = dispatch.fallback_counts()
     facts["handed to the vendor"] = ", ".join(f"{count} x {reason}" for reason, count in counts.items()) or "no call"
     return facts
+
+
+def kernel_table() -> str:
+    """Every family, direction, backend and dtype that there is a kernel for, as a Markdown table."""
+    dtypes: dict[tuple[str, str, str], dict[str, None]] = {}
+    for backend in BACKENDS:
+        if backend.name in ("vendor", "reference"):
+            continue
+        for name in map(KernelName.parse, backend.kernels()):
+            dtypes.setdefault((name.family, name.direction, backend.name), {})[name.dtype] = None
+    lines = [f"| family | {' | '.join(DIRECTIONS)} |", "|---|---|---|---|"]
+    for family in dict.fromkeys(family for family, _, _ in dtypes):
+        cells = [
+            "; ".join(
+                f"{backend.name} {' '.join(sorted(dtypes[family, direction, backend.name], key=list(DTYPES).index))}"
+                for backend in BACKENDS
+                if (family, direction, backend.name) in dtypes
+            )
+            for direction in DIRECTIONS
+        ]
+        lines.append(f"| {family.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines)

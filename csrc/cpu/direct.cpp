@@ -2,9 +2,10 @@
 //
 //   y[n,p,q,k] = sum over r of < xp[n, p*sh + r*dh, q*sw ...], w[k,r,...] >,  runs of s*c neighbours
 //
-// x is copied into xp with its padding around it, at once or, in wgrad, a chunk of rows at a time. In NHWC the s taps of a filter row are then one run of s*c
-// values, so a tap of the GEMM is a whole filter row: 21 steps instead of 7 times 3. The weights are packed as they
-// lie (KRSC). wgrad uses the same runs: dw[k][r] is a GEMM with s*c columns. Bound: FMA; the copy moves 2*n*h*w*c values.
+// x is copied into xp with its padding around it, at once or, in wgrad, a chunk of rows at a time. In NHWC the s taps of
+// a filter row are then one run of s*c values, so a tap of the GEMM is a whole filter row: 21 steps instead of 7 times 3.
+// The weights are packed as they lie (KRSC). wgrad uses the same runs: dw[k][r] is a GEMM with s*c columns.
+// Bound: FMA; the copy moves 2*n*h*w*c values.
 //
 // Where a step takes pairs (bf16) and such a run is odd, the copy has filter columns instead, [n][p][w][r][c] with r*c
 // rounded up: the whole filter is one run of s of them, with a zero per filter column instead of one per tap (77 steps
@@ -32,34 +33,26 @@ template <class T, class In> void copy_values(const T* from, int64_t count, In* 
   else std::transform(from, from + count, to, [](T value) { return to_acc(value); });
 }
 
-// Writes a row of x, counted over all images, to `to`: the padding to its sides too, and zeros up to `maps` maps.
-template <class T, class In>
-void pad_row(const ConvProblem& p, const T* x, int64_t row, int64_t maps, In* to) {
-  std::fill_n(to, p.pad_left * maps, In{});
-  to += p.pad_left * maps;
+// Writes a row of x, counted over all images, to `to`, with the padding to its sides.
+template <class T, class In> void pad_row(const ConvProblem& p, const T* x, int64_t row, In* to) {
+  to = std::fill_n(to, p.pad_left * p.c, In{});
   const T* from = x + row * p.w * p.x_stride();
-  if (p.x_stride() == maps && p.c == maps) {  // one run of values, else each pixel is
-    copy_values(from, p.w * maps, to);
-  } else {
-    for (int64_t w = 0; w < p.w; ++w) {
-      copy_values(from + w * p.x_stride(), p.c, to + w * maps);
-      std::fill_n(to + w * maps + p.c, maps - p.c, In{});
-    }
-  }
-  std::fill_n(to + p.w * maps, p.pad_right * maps, In{});
+  const bool dense = p.x_stride() == p.c;  // one run of values, else each pixel is
+  const int64_t runs = dense ? 1 : p.w, length = dense ? p.w * p.c : p.c;
+  for (int64_t i = 0; i < runs; ++i, from += p.x_stride(), to += length) copy_values(from, length, to);
+  std::fill_n(to, p.pad_right * p.c, In{});
 }
 
-// x with padding on all sides, maps rounded up to `multiple`.
-template <class T, class In> Padded<In> pad(const ConvProblem& p, const T* x, int64_t multiple) {
-  const Padded<In> padded{nullptr, p.h + p.pad_top + p.pad_bottom, p.w + p.pad_left + p.pad_right,
-                          round_up(p.c, multiple)};
+// x with padding on all sides.
+template <class T, class In> Padded<In> pad(const ConvProblem& p, const T* x) {
+  const Padded<In> padded{nullptr, p.h + p.pad_top + p.pad_bottom, p.w + p.pad_left + p.pad_right, p.c};
   const int64_t row_size = padded.w * padded.maps;
   In* out = scratch<In>(Scratch::columns, p.n * padded.h * row_size);
   parallel_for(p.n * padded.h, 8, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
       const int64_t n = row / padded.h, h = row % padded.h - p.pad_top;
       if (h < 0 || h >= p.h) std::fill_n(out + row * row_size, row_size, In{});
-      else pad_row(p, x, n * p.h + h, padded.maps, out + row * row_size);
+      else pad_row(p, x, n * p.h + h, out + row * row_size);
     }
   });
   return {out, padded.h, padded.w, padded.maps};
@@ -123,7 +116,7 @@ template <class T> void direct_fprop(const ConvProblem& p, const Operands& opera
   PackFilters<T> pack;
   Padded<In> x;
   const auto use_rows = [&] {
-    x = pad<T, In>(p, source, 1);
+    x = pad<T, In>(p, source);
     pack.w = w;
     pack.taps = p.r;
   };
@@ -171,8 +164,7 @@ template <class T> void direct_wgrad(const ConvProblem& p, const Operands& opera
   const RowStaging<A> staging{[&](int64_t first, int64_t last) -> const A* {
                                 A* rows = scratch<A>(Scratch::columns, (last - first) * row_size + kMostLanes);
                                 parallel_for(last - first, 8, [&](int64_t begin, int64_t end) {
-                                  for (int64_t i = begin; i < end; ++i)
-                                    pad_row(p, x, first + i, p.c, rows + i * row_size);
+                                  for (int64_t i = begin; i < end; ++i) pad_row(p, x, first + i, rows + i * row_size);
                                 });
                                 return rows;
                               },

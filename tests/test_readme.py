@@ -1,0 +1,15 @@
+"""What the README says that a program can check."""
+
+from pathlib import Path
+
+import pytest
+
+from cnnkern.info import kernel_table
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_table_of_kernels_is_that_of_the_lists() -> None:
+    pytest.importorskip("triton", reason="the table has Triton's kernels")
+    listed = README.split("<!-- kernels: begin -->")[1].split("<!-- kernels: end -->")[0]
+    assert listed.strip() == kernel_table()
