@@ -209,17 +209,24 @@ def new_record(threads: int | None, where: str = "cpu") -> Record:
 
 
 @contextmanager
-def rows_shown(count: int) -> Iterator[Callable[[Row | WholeRow], None]]:
-    """A progress bar of ``count`` steps; what is yielded prints a row above it and takes a step."""
+def lines_shown(count: int) -> Iterator[Callable[[str, str], None]]:
+    """A progress bar of ``count`` steps; what is yielded prints a line in a style above it and takes a step."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=new_console()) as progress:
         task = progress.add_task("measuring", total=count)
 
-        def show(row: Row | WholeRow) -> None:
-            progress.console.print(describe(row), style=STYLES[row.warm.ratio.verdict], markup=False, highlight=False)
+        def show(line: str, style: str) -> None:
+            progress.console.print(line, style=style, markup=False, highlight=False)
             progress.advance(task)
 
         yield show
+
+
+@contextmanager
+def rows_shown(count: int) -> Iterator[Callable[[Row | WholeRow], None]]:
+    """A progress bar of ``count`` steps; what is yielded prints a row above it and takes a step."""
+    with lines_shown(count) as show:
+        yield lambda row: show(describe(row), STYLES[row.warm.ratio.verdict])
 
 
 def describe(row: Row | WholeRow) -> str:

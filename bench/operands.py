@@ -71,18 +71,20 @@ def draw(problem: ConvProblem, fill: Fill = gaussian) -> Operands:
     )
 
 
-def own_call(problem: ConvProblem, operands: Operands, kernel: str | None = None) -> Callable[[], Tensor]:
+def own_call(
+    problem: ConvProblem, operands: Operands, kernel: str | None = None, flags: int = 0
+) -> Callable[[], Tensor]:
     """The op as :func:`cnnkern.functional.conv2d` calls it; ``kernel`` forces one by name."""
     x, w, dy, bias = operands.x, operands.w, operands.dy, operands.bias
     geometry = problem.geometry
 
     def fprop() -> Tensor:
-        return ops.FPROP(x, w, None, bias, None, geometry, "none", 0.0, *ops.NO_PROLOGUE, 0, kernel)
+        return ops.FPROP(x, w, None, bias, None, geometry, "none", 0.0, *ops.NO_PROLOGUE, flags, kernel)
 
     def dgrad() -> Tensor:
-        return ops.DGRAD(dy, w, x.shape, geometry, True, 0, kernel)
+        return ops.DGRAD(dy, w, x.shape, geometry, True, flags, kernel)
 
     def wgrad() -> Tensor:
-        return ops.WGRAD(dy, x, w.shape, geometry, False, True, *ops.NO_PROLOGUE, 0, kernel)[0]
+        return ops.WGRAD(dy, x, w.shape, geometry, False, True, *ops.NO_PROLOGUE, flags, kernel)[0]
 
     return {"fprop": fprop, "dgrad": dgrad, "wgrad": wgrad}[problem.direction]

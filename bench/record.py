@@ -20,6 +20,7 @@ from cnnkern.bench import device
 from cnnkern.bench.roofline import Ceilings
 from cnnkern.bench.suites import Use
 from cnnkern.bench.timing import Contender, Ratio, Timing, cache_bytes
+from cnnkern.machine import cpu_info, cpu_model
 from cnnkern.native import _C
 
 SCHEMA = 1
@@ -138,17 +139,10 @@ class Record:
         )
 
 
-def cpu_info(key: str) -> str:
-    """A field of the first core in /proc/cpuinfo, empty where there is none."""
-    path = Path("/proc/cpuinfo")
-    found = re.search(rf"^{key}\s*:\s*(.*)$", path.read_text(), re.MULTILINE) if path.exists() else None
-    return found[1] if found else ""
-
-
 def describe_machine() -> dict[str, Any]:
     """What the figures depend on, without the machine's name."""
     return {
-        "cpu": cpu_info("model name") or platform.processor() or platform.machine(),
+        "cpu": cpu_model(),
         "gpu": torch.cuda.get_device_name() if device.kind() == "cuda" else "",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

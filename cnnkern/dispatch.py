@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import torch
 
+from cnnkern import tune
 from cnnkern.backends import BACKENDS, OWN_BACKENDS, Candidate, KernelName, ReferenceBackend, VendorBackend
 from cnnkern.backends.base import TRANSFORMED_FAMILIES
 from cnnkern.flags import STRICT
@@ -159,7 +160,8 @@ def _judged(candidate: Candidate, flags: int) -> Candidate:
 def choose(problem: ConvProblem, flags: int = 0, backend: str | None = None, device: str = "cpu") -> str:
     """The name of the kernel that runs the problem on a type of device, among the package's own or a named backend's.
 
-    It is the first that can and would, else the first that can. Raises :class:`NoKernelError` if there is none.
+    It is the one that was the fastest when the problem was tuned here (:mod:`cnnkern.tune`) if it can, else the first
+    that can and would, else the first that can. Raises :class:`NoKernelError` if there is none.
     """
     backends = (backend,) if backend else OWN_BACKENDS[device]
     asked = [answer for name in backends for answer in candidates(problem, flags, name, device)]
@@ -167,6 +169,9 @@ def choose(problem: ConvProblem, flags: int = 0, backend: str | None = None, dev
     if not able:
         reasons = "".join(f"\n  {candidate.kernel}: {candidate.why_not}" for candidate in asked)
         raise NoKernelError(f"no {' or '.join(backends)} kernel computes {problem}{reasons}")
+    tuned = tune.choice(problem, device)
+    if any(candidate.kernel == tuned for candidate in able):
+        return tuned
     return next((candidate for candidate in able if candidate.willing), able[0]).kernel
 
 

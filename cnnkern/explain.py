@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cnnkern import dispatch, functional
+from cnnkern import dispatch, functional, tune
 from cnnkern.arguments import alpha_of, geometry_of, why_not_own
 from cnnkern.backends import Candidate
 from cnnkern.problem import DIRECTIONS, ConvProblem, Epilogue, Prologue
@@ -22,6 +22,8 @@ _OPERANDS = {
     "dgrad": {"dx": "x_layout", "dy": "y_layout", "w": "w_layout"},
     "wgrad": {"dw": "w_layout", "dy": "y_layout", "x": "x_layout"},
 }
+
+_TUNED = "it was the fastest when the problem was tuned on this machine"
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Explanation:
     def _why_not(self, candidate: Candidate) -> str:
         if candidate.why_not:
             return f"cannot: {candidate.why_not}"
+        if self.reason == _TUNED:
+            return candidate.rather_not or "can, but was not the fastest"
         return candidate.rather_not or "can, but comes later"
 
 
@@ -161,7 +165,9 @@ def _explained(problem: ConvProblem, device: str = "cpu", kernel: str | None = N
     reason = "the first in order that can and has nothing against it"
     if settings.backend:
         reason += f", of the backend that is asked for: {backend}"
-    if answer.rather_not:
+    if chosen == tune.choice(problem, device):
+        reason = _TUNED
+    elif answer.rather_not:
         reason = f"the only one left that can, though: {answer.rather_not}"
     return Explanation(problem, chosen, reason, tuple(asked), () if backend == "vendor" else copies)
 

@@ -110,6 +110,11 @@ def _chosen(problem: ConvProblem, flags: int, name: str | None) -> tuple[TritonK
     return listed()[name]
 
 
+def clear_memo() -> None:
+    """Forgets all decisions."""
+    _chosen.cache_clear()
+
+
 @functools.lru_cache(maxsize=1 << 16)
 def _problem(
     direction: str, x_size: tuple[int, ...], w_size: tuple[int, ...], dtype: torch.dtype, geometry: tuple[int, ...],

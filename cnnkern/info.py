@@ -9,12 +9,12 @@ from collections import Counter
 import torch
 
 import cnnkern
-from cnnkern import dispatch
+from cnnkern import dispatch, tune
 from cnnkern.backends import BACKENDS, KernelName, triton
 from cnnkern.native import _C
 from cnnkern.problem import DIRECTIONS, DTYPES
 
-_VARIABLES = ("CNNKERN_BACKEND", "CNNKERN_STRICT", "CNNKERN_FALLBACK", "CNNKERN_ISA", "CNNKERN_DEBUG")
+_VARIABLES = ("CNNKERN_BACKEND", "CNNKERN_STRICT", "CNNKERN_FALLBACK", "CNNKERN_ISA", "CNNKERN_TUNED", "CNNKERN_DEBUG")
 
 
 class Info(dict[str, str]):
@@ -43,6 +43,7 @@ def info() -> Info:
         known = f"backend {backend.name} ({backend.device})"
         facts[known] = f"{families.total()} kernels: {listed}" + (f"; none can run: {missing}" if missing else "")
     facts["backend cuda"] = "missing: this version has no CUDA C++ kernels"
+    facts["tuned choices"] = tune.describe()
     settings = dispatch.settings()
     facts["settings"] = f"backend={settings.backend} strict={bool(settings.flags)} fallback={settings.fallback}"
     facts["environment"] = " ".join(f"{name}={os.environ[name]}" for name in _VARIABLES if name in os.environ) or "none"

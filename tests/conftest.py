@@ -1,4 +1,7 @@
-"""Every test runs with unwritten memory poisoned: fresh results and scratch memory are NaN (csrc/poison.h)."""
+"""Every test runs with unwritten memory poisoned, fresh results and scratch memory being NaN (csrc/poison.h).
+
+And with the kernels that dispatch would choose on an untuned machine: no test reads or writes the user's choices.
+"""
 
 import os
 
@@ -9,3 +12,4 @@ collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["interpre
 collect_ignore += [] if torch.cuda.is_available() else ["gpu"]
 
 os.environ["CNNKERN_POISON"] = "1"
+os.environ["CNNKERN_TUNED"] = "0"

@@ -317,5 +317,5 @@ class TestCommandLine:
         assert "pip install 'cnnkern[bench]'" in result.output
 
     def test_all_commands_are_listed(self, run):
-        for command in ("info", "explain", "bench"):
+        for command in ("info", "explain", "bench", "tune"):
             assert command in run("--help").output
