@@ -55,7 +55,7 @@ void pack_transposed(const In* source, int64_t row_stride, int columns, int64_t 
       for (int j = 0; j < kLane; ++j) {
         if (j0 + j >= columns) continue;
         const In* p = source + (j0 + j) * row_stride + d0 * kPair;
-        if constexpr (kPair == 2) block[j] = load_n(reinterpret_cast<const float*>(p), n);
+        if constexpr (kPair == 2) block[j] = reinterpret_cast<Lanes<E>>(load_pairs(p, n));
         else block[j] = load_n(p, n);
       }
       transpose<Lanes<E>, kLane>(block);

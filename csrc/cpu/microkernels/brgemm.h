@@ -49,9 +49,7 @@ template <> struct Step<bf16> {
     std::memcpy(&pair, p, sizeof pair);
     return pair - U32{};
   }
-  static CNNKERN_INLINE U32 lanes(const bf16* p, int n) {
-    return reinterpret_cast<U32>(load_n(reinterpret_cast<const float*>(p), n));
-  }
+  static CNNKERN_INLINE U32 lanes(const bf16* p, int n) { return load_pairs(p, n); }
   static CNNKERN_INLINE F32 fma(F32 acc, U32 a, U32 b) {
     return reinterpret_cast<F32>(
         _mm512_dpbf16_ps(reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));

@@ -207,6 +207,14 @@ template <class T> CNNKERN_INLINE void store_n(T* p, Vec<acc_t<T>> v, int n) {
   for (int i = 0; i < n; ++i) p[i] = buffer[i];
 }
 
+#if defined(__AVX512BF16__)
+// n pairs of neighbours, each in a lane; p has the alignment of one element.
+CNNKERN_INLINE U32 load_pairs(const bf16* p, int n) {
+  if (n == kLanes<float>) return reinterpret_cast<U32>(_mm512_loadu_si512(p));
+  return reinterpret_cast<U32>(_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << n) - 1), p));
+}
+#endif
+
 // --- lane-wise minimum and maximum: NaN in `v` stays NaN -----------------------------------------------------------
 
 template <class V> CNNKERN_INLINE V max(V v, V bound) { return v < bound ? bound : v; }
