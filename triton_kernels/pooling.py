@@ -29,6 +29,7 @@ from torch import Tensor
 
 from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Config, Launch, cdiv
+from cnnkern.triton_kernels.pixels import multiple, vector_of
 
 _TILE = 1024  # elements that a program writes
 _PART = 512  # pixels of an image that one program sums
@@ -66,12 +67,20 @@ def place_of(point, rows, cols):
 
 
 @triton.jit
+def strides(maps, image, row, pixel, VECTOR: tl.constexpr):
+    """The numbers, told to be multiples of VECTOR."""
+    return multiple(maps, VECTOR), multiple(image, VECTOR), multiple(row, VECTOR), multiple(pixel, VECTOR)
+
+
+@triton.jit
 def max_pool_kernel(
     x, y, indices, points, rows, cols, in_h, in_w, maps, x_image, x_row, x_pixel,
     stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w,
-    R: tl.constexpr, S: tl.constexpr, SUM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr,
+    SUM: tl.constexpr, VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y and indices, dense NHWC, of rows x cols pixels; grid (pixels, maps)."""
+    maps, x_image, x_row, x_pixel = strides(maps, x_image, x_row, x_pixel, VECTOR)
     point = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     image, row, col = place_of(point, rows, cols)
     map_ = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -106,12 +115,15 @@ def max_pool_backward_kernel(
     dy, indices, dx, points, in_h, in_w, rows, cols, maps,
     dy_image, dy_row, dy_pixel, i_image, i_row, i_pixel,
     stride_h, stride_w, pad_h, pad_w, extent_h, extent_w,
-    COVER_H: tl.constexpr, COVER_W: tl.constexpr, SUM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    COVER_H: tl.constexpr, COVER_W: tl.constexpr,
+    SUM: tl.constexpr, VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """dx, dense NHWC, from dy and indices of rows x cols pixels; grid (pixels of dx, maps).
 
     COVER_H x COVER_W windows are looked at: no more can cover a pixel.
     """
+    maps, dy_image, dy_row, dy_pixel = strides(maps, dy_image, dy_row, dy_pixel, VECTOR)
+    maps, i_image, i_row, i_pixel = strides(maps, i_image, i_row, i_pixel, VECTOR)
     point = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     image, h, w = place_of(point, in_h, in_w)
     map_ = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -149,10 +161,11 @@ def window_length(output, size, taps, stride, pad, COUNT_PAD: tl.constexpr):
 @triton.jit
 def avg_pool_kernel(
     x, y, points, rows, cols, in_h, in_w, maps, x_image, x_row, x_pixel, stride_h, stride_w, pad_h, pad_w,
-    R: tl.constexpr, S: tl.constexpr, COUNT_PAD: tl.constexpr, SUM: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    R: tl.constexpr, S: tl.constexpr, COUNT_PAD: tl.constexpr,
+    SUM: tl.constexpr, VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y, dense NHWC, of rows x cols pixels; grid (pixels, maps)."""
+    maps, x_image, x_row, x_pixel = strides(maps, x_image, x_row, x_pixel, VECTOR)
     point = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     image, row, col = place_of(point, rows, cols)
     map_ = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -178,9 +191,10 @@ def avg_pool_kernel(
 def avg_pool_backward_kernel(
     dy, dx, points, in_h, in_w, rows, cols, maps, dy_image, dy_row, dy_pixel, stride_h, stride_w, pad_h, pad_w,
     R: tl.constexpr, S: tl.constexpr, COVER_H: tl.constexpr, COVER_W: tl.constexpr, COUNT_PAD: tl.constexpr,
-    SUM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    SUM: tl.constexpr, VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """dx, dense NHWC, from dy of rows x cols pixels; grid (pixels of dx, maps)."""
+    maps, dy_image, dy_row, dy_pixel = strides(maps, dy_image, dy_row, dy_pixel, VECTOR)
     point = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     image, h, w = place_of(point, in_h, in_w)
     map_ = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -205,9 +219,10 @@ def avg_pool_backward_kernel(
 @triton.jit
 def sum_pixels_kernel(
     x, y, points, cols, part, maps, divisor, x_image, x_row, x_pixel,
-    SUM: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    SUM: tl.constexpr, VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y[image, part, map] = the sum over a part of an image's points / divisor; grid (images, parts, maps)."""
+    maps, x_image, x_row, x_pixel = strides(maps, x_image, x_row, x_pixel, VECTOR)
     map_ = tl.program_id(2) * BLOCK_C + tl.arange(0, BLOCK_C)
     x += tl.program_id(0).to(tl.int64) * x_image
     start = tl.program_id(1) * part
@@ -292,10 +307,11 @@ def _tiled(kernel: Any, written: Tensor, window: Window, arguments: dict[str, An
     """The launch over tiles of pixels x maps of `written`."""
     n, maps, rows, cols = written.shape
     points, block_p, block_c = n * rows * cols, *_tile(maps)
+    steps = [size for name, size in arguments.items() if name.endswith(("_image", "_row", "_pixel"))]
     (stride_h, stride_w), (pad_h, pad_w) = window.stride, window.padding
     common = {
         "points": points, "maps": maps, "stride_h": stride_h, "stride_w": stride_w, "pad_h": pad_h, "pad_w": pad_w,
-        "SUM": _SUM[_sum_dtype(written)], "BLOCK_P": block_p, "BLOCK_C": block_c,
+        "SUM": _SUM[_sum_dtype(written)], "VECTOR": vector_of(maps, *steps), "BLOCK_P": block_p, "BLOCK_C": block_c,
     }  # fmt: skip
     grid = (cdiv(points, block_p), cdiv(maps, block_c))
     return Launch(kernel, grid, {**arguments, **common}, Config((block_p, block_c)))
@@ -308,7 +324,8 @@ def _sum_pixels(x: Tensor, y: Tensor, parts: int, divisor: int) -> Launch:
     arguments = {
         "x": x, "y": y, "points": h * w, "cols": w, "part": cdiv(h * w, parts), "maps": maps, "divisor": divisor,
         "x_image": x_image, "x_row": x_row, "x_pixel": x_pixel,
-        "SUM": _SUM[_sum_dtype(x)], "BLOCK_P": block_p, "BLOCK_C": block_c,
+        "SUM": _SUM[_sum_dtype(x)], "VECTOR": vector_of(maps, x_image, x_row, x_pixel),
+        "BLOCK_P": block_p, "BLOCK_C": block_c,
     }  # fmt: skip
     return Launch(sum_pixels_kernel, (n, parts, cdiv(maps, block_c)), arguments, Config((block_p, block_c)))
 
