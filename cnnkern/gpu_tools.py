@@ -124,8 +124,8 @@ def _window(
         raise RuntimeError("a pooling window's sizes, strides and dilations are positive")
     if any(pad < 0 or 2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
         raise RuntimeError("a pooling window's padding is at most half its size")
-    pairs = [(first, second) for first, second in (kernel, stride, padding, dilation)]
-    return Window(*pairs, ceil_mode, count_include_pad)
+    pairs = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
+    return Window(*pairs, ceil_mode=ceil_mode, count_include_pad=count_include_pad)  # type: ignore[arg-type]
 
 
 def _pooled_size(x_size: Sequence[int], window: Window) -> tuple[int, ...]:
