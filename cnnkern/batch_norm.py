@@ -53,7 +53,9 @@ def conv_bn_act(
     if (running_mean is None) is not (running_var is None):
         raise ValueError("running_mean and running_var are given together")
     running = None if running_mean is None else (running_mean, running_var)
-    rest = (geometry, groups), running, momentum, eps, activation, alpha_of(activation, alpha), _flags(x)
+    if x.dtype != w.dtype:
+        raise ValueError(f"x is {x.dtype}, w is {w.dtype}")
+    rest = (*geometry, groups), running, momentum, eps, activation, alpha_of(activation, alpha), _flags(x)
     return _ConvBNAct.apply(x, w, gamma, beta, residual, *rest)
 
 
@@ -63,13 +65,12 @@ class _ConvBNAct(Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, w: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None,
-        convolution: tuple[tuple[int, ...], int], running: tuple[Tensor, Tensor] | None, momentum: float, eps: float,
+        geometry: tuple[int, ...], running: tuple[Tensor, Tensor] | None, momentum: float, eps: float,
         activation: str, alpha: float, flags: int,
     ) -> Tensor:  # fmt: skip
         from cnnkern.triton_kernels import batch_norm
         from cnnkern.triton_kernels.pixels import evenly_spaced
 
-        geometry = (*convolution[0], convolution[1])
         layer = batch_norm.Layer(gamma, beta, eps, activation, alpha)
         z, stats = _convolved(x, w, geometry, flags)
         pixels = z.numel() // max(z.shape[1], 1)

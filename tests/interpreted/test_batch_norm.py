@@ -88,16 +88,14 @@ def test_layers(layer):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations(activation):
-    for residual in (True, False):
-        compare(LAYERS[0], activation=activation, residual=residual)
+    compare(LAYERS[1], activation=activation)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_dtypes(dtype):
     """With smooth activations: the slope of relu at a value rounded to 0 is either of two."""
     for activation in ("none", "tanh"):
-        compare(LAYERS[0], dtype, activation)
-        compare(LAYERS[1], dtype, activation, residual=False)
+        compare(LAYERS[1], dtype, activation, residual=activation == "tanh")
 
 
 def large_mean(pixels, maps):
@@ -195,10 +193,10 @@ def test_a_kernel_that_leaves_no_statistics(monkeypatch):
 
 
 def test_the_same_bits_from_every_run():
-    x, w = normal(2, 4, 9, 8).float().requires_grad_(), normal(6, 4, 3, 3).float().requires_grad_()
+    x, w = normal(2, 4, 9, 8).float().requires_grad_(), normal(6, 4, 1, 1).float().requires_grad_()
 
     def gradients():
-        y = conv_bn_act(x, w, None, None, None, None, padding=1, activation="silu")
+        y = conv_bn_act(x, w, None, None, None, None, activation="silu")
         return y, *torch.autograd.grad(y.square().sum(), (x, w))
 
     assert all(map(torch.equal, gradients(), gradients()))
@@ -235,5 +233,7 @@ def test_wrong_arguments():
         conv_bn_act(x, w, ones[:3], ones, None, None, padding=1)
     with pytest.raises(ValueError, match="residual"):
         conv_bn_act(x, w, ones, ones, None, None, padding=1, residual=x)
+    with pytest.raises(ValueError, match="x is torch.float32, w is torch.float64"):
+        conv_bn_act(x, w.double(), ones, ones, None, None)
     with pytest.raises(ValueError, match="unknown activation"):
         conv_bn_act(x, w, ones, ones, None, None, padding=1, activation="gelu")
