@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,11 +35,12 @@ from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.configs import GEMM_CONFIGS, WGRAD_CONFIGS, pick_gemm, pick_wgrad, wgrad_splits
 from cnnkern.triton_kernels.fused import epilogue, prologue
 from cnnkern.triton_kernels.launch import Config, Launch, Operands, TritonKernel, cdiv
+from cnnkern.triton_kernels.statistics import empty_partials, store_statistics
 
 
 @triton.jit
 def lattice_kernel(
-    x, w, y, scale, shift, residual, x_scale, x_shift,
+    x, w, y, scale, shift, residual, x_scale, x_shift, stats,
     points, rows, cols,  # of the lattice, over all images; its size in one image
     in_h, in_w, depth, columns,  # input image; maps of a group in x and in y
     x_image, x_row, x_pixel, y_image, y_row, y_pixel, y_start,  # elements; y's steps are the lattice's
@@ -49,7 +51,7 @@ def lattice_kernel(
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """One tile of output pixels x maps, over all taps; grid (tiles, groups)."""
+    """One tile of output pixels x maps, over all taps; grid (tiles, groups). stats: see fprop_with_statistics."""
     # Programs next to each other take the same columns of up to 8 tiles of points, so that L2 serves w and x again.
     tiles_m, tiles_n = tl.cdiv(points, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     band = tl.program_id(0) // (8 * tiles_n)
@@ -96,7 +98,13 @@ def lattice_kernel(
     residual_offsets = pixel[:, None] + map_[None, :]
     total = epilogue(total, mask, scale, shift, residual, residual_offsets, map_, column_mask, ACTIVATION, alpha)
     pixel = image * y_image + row.to(tl.int64) * y_row + col * y_pixel + y_start
-    tl.store(y + pixel[:, None] + map_[None, :], total.to(y.dtype.element_ty), mask=mask)
+    out = y + pixel[:, None] + map_[None, :]
+    tl.store(out, total.to(y.dtype.element_ty), mask=mask)
+    if stats is not None:
+        # The tile is read back, after a barrier: as the store lays it out, its sums take far fewer registers.
+        tl.debug_barrier()
+        tile = tl.load(out, mask=mask, other=0.0)
+        store_statistics(stats, tile_m, tile, mask, tl.num_programs(1) * columns, map_, column_mask)
 
 
 @triton.jit
@@ -180,6 +188,13 @@ def _fprop(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     ]  # fmt: skip
 
 
+def fprop_with_statistics(p: ConvProblem, o: Operands, config: Config) -> tuple[Launch, torch.Tensor]:
+    """The launch of fprop that also writes y's statistics, a partial of each tile of pixels, and those partials."""
+    (launch,) = _fprop(p, o, config)
+    stats = empty_partials(p.n * p.p * p.q, config.tile[0], p.k, o.y.device)
+    return replace(launch, arguments={**launch.arguments, "stats": stats}), stats
+
+
 def _dgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     launches = []
     w_depth, w_column, w_row, w_col = o.w.stride()
@@ -242,7 +257,7 @@ def _lattice_launch(
     fprop = p.direction == "fprop"
     arguments: dict[str, Any] = {
         "x": read, "w": o.w, "y": written, "scale": o.scale, "shift": o.shift, "residual": o.residual,
-        "x_scale": o.x_scale, "x_shift": o.x_shift,
+        "x_scale": o.x_scale, "x_shift": o.x_shift, "stats": None,
         "points": points, "rows": size[0], "cols": size[1],
         "in_h": read.shape[2], "in_w": read.shape[3], "depth": depth, "columns": columns,
         "x_image": x_image, "x_row": x_row, "x_pixel": x_pixel,

@@ -1,0 +1,161 @@
+"""A layer in training: convolution, batch normalisation by the batch's own statistics, residual, activation.
+
+On CUDA tensors, by the Triton kernels: the convolution's epilogue leaves the statistics, so that its result z is read
+once to write y, and the backward pass computes what it needs from z anew. The result is that of torch's three layers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from cnnkern import dispatch, gpu
+from cnnkern.arguments import Size, alpha_of, geometry_of
+from cnnkern.flags import TF32
+from cnnkern.ops import gives_channels_last
+from cnnkern.problem import Epilogue, Prologue
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cnnkern.triton_kernels.batch_norm import Layer
+    from cnnkern.triton_kernels.launch import Launch
+
+
+def conv_bn_act(
+    x: Tensor, w: Tensor, gamma: Tensor | None, beta: Tensor | None, running_mean: Tensor | None,
+    running_var: Tensor | None, stride: Size = 1, padding: Size | str = 0, dilation: Size = 1, groups: int = 1, *,
+    eps: float = 1e-5, momentum: float = 0.1, activation: str = "relu", alpha: float | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """activation(batch_norm(conv2d(x, w)) + residual), in training; differentiable once, in all its tensors.
+
+    Args:
+        x, w: (N, C, H, W) and (K, C / groups, R, S), on a GPU, of one dtype: float32, bfloat16 or float16.
+        gamma, beta: (K,) of any float dtype, or None for 1 and 0.
+        running_mean, running_var: (K,), both or neither; they are moved by ``momentum`` towards the batch's mean and
+            unbiased variance.
+        stride, padding, dilation, groups: as :func:`torch.nn.functional.conv2d`.
+        eps: added to the variance.
+        momentum: for a cumulative average, 1 / (the number of batches so far, this one included).
+        activation, alpha: as :func:`cnnkern.functional.fused_conv2d`.
+        residual: (N, K, P, Q), in x's dtype, or None.
+
+    Returns y (N, K, P, Q) in the convolution's layout. Raises ValueError where a map has one value, whose variance
+    would be zero, or the arguments do not fit together, and RuntimeError where no kernel can compute the convolution.
+    """
+    geometry = geometry_of(w, stride, padding, dilation)
+    if geometry is None:
+        raise ValueError(f"stride={stride}, padding={padding}, dilation={dilation}: each is one number or two")
+    if (running_mean is None) is not (running_var is None):
+        raise ValueError("running_mean and running_var are given together")
+    running = None if running_mean is None else (running_mean, running_var)
+    if x.dtype != w.dtype:
+        raise ValueError(f"x is {x.dtype}, w is {w.dtype}")
+    rest = (*geometry, groups), running, momentum, eps, activation, alpha_of(activation, alpha), _flags(x)
+    return _ConvBNAct.apply(x, w, gamma, beta, residual, *rest)
+
+
+class _ConvBNAct(Function):
+    """conv_bn_act of settled arguments."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, gamma: Tensor | None, beta: Tensor | None, residual: Tensor | None,
+        geometry: tuple[int, ...], running: tuple[Tensor, Tensor] | None, momentum: float, eps: float,
+        activation: str, alpha: float, flags: int,
+    ) -> Tensor:  # fmt: skip
+        from cnnkern.triton_kernels import batch_norm
+        from cnnkern.triton_kernels.pixels import evenly_spaced
+
+        layer = batch_norm.Layer(gamma, beta, eps, activation, alpha)
+        z, stats = _convolved(x, w, geometry, flags)
+        pixels = z.numel() // max(z.shape[1], 1)
+        _check(z, pixels, layer, running, residual)
+        launches, moments = batch_norm.finish(stats, layer, pixels, running, momentum)
+        y = torch.empty_like(z)
+        even = None if residual is None else evenly_spaced(residual)
+        _run([*launches, batch_norm.normalise(z, even, y, moments, layer)], z)
+        for tensor in running or ():
+            torch.autograd.graph.increment_version(tensor)
+
+        kept = None if activation == "none" else residual
+        ctx.save_for_backward(x, w, gamma, beta, kept, z, moments)
+        ctx.rest = geometry, eps, activation, alpha, flags
+        return gpu._laid_out(y, gives_channels_last(x, w))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        from cnnkern.triton_kernels import batch_norm
+        from cnnkern.triton_kernels.pixels import evenly_spaced
+
+        x, w, gamma, beta, residual, z, moments = ctx.saved_tensors
+        geometry, eps, activation, alpha, flags = ctx.rest
+        needs_x, needs_w, needs_gamma, needs_beta, needs_residual = ctx.needs_input_grad[:5]
+        layer = batch_norm.Layer(gamma, beta, eps, activation, alpha)
+        dz = torch.empty_like(z)
+        dgamma = torch.empty_like(gamma) if needs_gamma else None
+        dbeta = torch.empty_like(beta) if needs_beta else None
+        dresidual = torch.empty_like(z) if needs_residual else None
+        even = None if residual is None else evenly_spaced(residual)
+        given = (evenly_spaced(dy), z, even, moments, layer)
+        _run(batch_norm.backward(*given, dz, dgamma, dbeta, dresidual), z)
+
+        dx = dw = None
+        if needs_x:
+            dx = gpu.conv2d_dgrad(dz, w, x.shape, geometry, gives_channels_last(x, w), flags, None)
+        if needs_w:
+            rest = (False, not w.is_contiguous(), None, None, None, None, flags, None)
+            dw, _ = gpu.conv2d_wgrad(dz, x, w.shape, geometry, *rest)
+        return dx, dw, dgamma, dbeta, dresidual, *(None,) * 7
+
+
+def _convolved(x: Tensor, w: Tensor, geometry: tuple[int, ...], flags: int) -> tuple[Tensor, Tensor]:
+    """z = conv(x, w), channels_last, and its partial statistics, from the epilogue if the kernel chosen writes them."""
+    from cnnkern.triton_kernels import implicit_gemm, statistics
+    from cnnkern.triton_kernels.launch import Operands
+
+    given = (x.shape, w.shape, x.dtype, geometry, gpu._pixel_stride(x), Prologue(), Epilogue())
+    problem = gpu._problem("fprop", *given)
+    x, w = gpu._nhwc(x), gpu._nhwc(w)
+    kernel, config = gpu._chosen(problem, flags & ~TF32, None)
+    if kernel.family != "implicit_gemm":
+        z = gpu.conv2d_fprop(x, w, None, None, None, geometry, "none", 0.0, None, None, None, None, flags, None)
+        z = z.contiguous(memory_format=torch.channels_last)
+        launch, stats = statistics.partials_of(z)
+    else:
+        z = gpu._nhwc_empty(problem.y_size, x)
+        operands = Operands(x, w, z, precision="tf32" if flags & TF32 else "ieee")
+        launch, stats = implicit_gemm.fprop_with_statistics(problem, operands, config)
+    _run([launch], z)
+    return z, stats
+
+
+def _check(
+    z: Tensor, pixels: int, layer: Layer, running: tuple[Tensor, Tensor] | None, residual: Tensor | None
+) -> None:
+    if pixels < 2:
+        raise ValueError(f"expected more than one value per map in training, and the result is {tuple(z.shape)}")
+    per_map = {"gamma": layer.gamma, "beta": layer.beta}
+    per_map |= {} if running is None else {"running_mean": running[0], "running_var": running[1]}
+    for name, tensor in per_map.items():
+        if tensor is not None and (tensor.shape != z.shape[1:2] or not tensor.is_contiguous()):
+            raise ValueError(f"{name} is {tuple(tensor.shape)} where there are {z.shape[1]} maps, or is not contiguous")
+    if residual is not None and (residual.shape != z.shape or residual.dtype != z.dtype):
+        raise ValueError(f"residual is {tuple(residual.shape)} in {residual.dtype}, not {tuple(z.shape)} in {z.dtype}")
+
+
+def _run(launches: Sequence[Launch], on: Tensor) -> None:
+    from cnnkern.triton_kernels.launch import run
+
+    with torch.cuda.device_of(on):
+        run(launches)
+
+
+def _flags(x: Tensor) -> int:
+    tf32 = x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+    return dispatch.settings().flags | (TF32 if tf32 else 0)
