@@ -86,17 +86,20 @@ def added(sums, i: tl.constexpr, term):
 def sweep_kernel(
     x, w, y, scale, shift, residual, x_scale, x_shift,
     points, rows, cols, maps, in_h, in_w,  # columns of all images; an image of y; an image of x
-    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # elements
-    w_start, w_map, w_tap_h, w_tap_w,
+    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # UNIT elements
+    w_start, w_map, w_tap_h, w_tap_w,  # elements
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, sweeps, alpha, x_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP: tl.constexpr, HELD: tl.constexpr,
     ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows of y, `sweeps` apart, of a tile of columns x maps; grid (tiles, sweeps x bands of rows).
 
     From row to row of a sweep of y, x goes STEP taps down: the rows of y that a row of x reaches stand together.
     """
+    x_image, x_row, x_pixel, maps = x_image * UNIT, x_row * UNIT, x_pixel * UNIT, maps * UNIT
+    y_image, y_row, y_pixel = y_image * UNIT, y_row * UNIT, y_pixel * UNIT
+    r_image, r_row, r_pixel = r_image * UNIT, r_row * UNIT, r_pixel * UNIT
     blocks = tl.cdiv(maps, BLOCK_C)
     map_ = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     map_mask = map_ < maps
@@ -157,15 +160,19 @@ def sweep_kernel(
 def gather_kernel(
     x, w, y, scale, shift, residual, x_scale, x_shift,
     points, rows, cols, out_h, out_w, maps, in_h, in_w,  # of a residue, over all images; its image; an image of y, of x
-    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # elements
+    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # UNIT elements
     residues_h, residues_w, stride_h, stride_w, off_h, off_w, tap_h, tap_w, taps_h, taps_w, alpha, x_alpha,
-    ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """A tile of pixels x maps of one residue of y; grid (residues x tiles,). w is [taps][maps] in float32.
 
     Pixel (i, j) of residue (h0, w0) is y's (h0 + i * residues_h, w0 + j * residues_w); its tap (r, s) is x's pixel
     (i * stride_h + (h0 + off_h + r * tap_h) / residues_h, ...) where that is whole.
     """
+    x_image, x_row, x_pixel, maps = x_image * UNIT, x_row * UNIT, x_pixel * UNIT, maps * UNIT
+    y_image, y_row, y_pixel = y_image * UNIT, y_row * UNIT, y_pixel * UNIT
+    r_image, r_row, r_pixel = r_image * UNIT, r_row * UNIT, r_pixel * UNIT
     residue = tl.program_id(0) % (residues_h * residues_w)
     h0 = residue // residues_w
     w0 = residue % residues_w
@@ -218,15 +225,17 @@ def turn_kernel(w, out, maps, w_map, w_tap_h, w_tap_w, taps_w, BLOCK_C: tl.const
 def wgrad_kernel(
     dy, x, slices, bias_slices, x_scale, x_shift,
     points, rows, cols, maps, in_h, in_w, bands, units, per_split,
-    dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel,  # elements
+    dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel,  # UNIT elements
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, sweeps, taps_h, taps_w, x_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP: tl.constexpr, X_ACTIVATION: tl.constexpr,
-    ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """TAPS_H x TAPS_W taps of BLOCK_C filters over one split; grid (map blocks, splits, blocks of taps).
 
     A split is per_split units, a unit what one program of sweep_kernel has: a tile of columns x a sweep x a band.
     """
+    x_image, x_row, x_pixel, maps = x_image * UNIT, x_row * UNIT, x_pixel * UNIT, maps * UNIT
+    dy_image, dy_row, dy_pixel = dy_image * UNIT, dy_row * UNIT, dy_pixel * UNIT
     map_ = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     map_mask = map_ < maps
     split = tl.program_id(1)
@@ -287,7 +296,7 @@ def wgrad_kernel(
             tl.store(bias_slices + split.to(tl.int64) * maps + map_, tl.sum(bias, axis=0), mask=map_mask)
 
 
-def _turned(w: torch.Tensor) -> tuple[torch.Tensor, list[Launch]]:
+def turned(w: torch.Tensor) -> tuple[torch.Tensor, list[Launch]]:
     """w as [taps][maps] in float32, and the launch that writes it."""
     maps, _, taps_h, taps_w = w.shape
     out = torch.empty(taps_h * taps_w, maps, dtype=torch.float32, device=w.device)
@@ -297,6 +306,18 @@ def _turned(w: torch.Tensor) -> tuple[torch.Tensor, list[Launch]]:
         "BLOCK_C": 128,
     }  # fmt: skip
     return out, [Launch(turn_kernel, (cdiv(maps, 128), taps_h * taps_w), arguments, Config((128,)))]
+
+
+def in_units(arguments: dict[str, Any], *maps: str) -> dict[str, Any]:
+    """The arguments with strides and numbers of maps in UNIT elements, the largest power of 2 up to 8 that divides all.
+
+    Triton sees by itself only that an argument is a multiple of 16; of a product with UNIT it sees what it is a
+    multiple of, and loads 8 maps at once where there are 24.
+    """
+    names = [name for name in arguments if name.endswith(("_image", "_row", "_pixel"))]
+    names += maps or ("maps",)
+    unit = math.gcd(8, *(arguments[name] for name in names))
+    return arguments | {name: arguments[name] // unit for name in names} | {"UNIT": unit}
 
 
 def _sweeps(stride: int, dilation: int) -> tuple[int, int]:
@@ -331,7 +352,7 @@ def _sweep(p: ConvProblem, o: Operands, config: Config, shared: dict[str, Any]) 
     sweeps, step = _sweeps(p.stride[0], p.dilation[0])
     (top, left), size, w_start = p.padding[:2], (p.p, p.q), 0
     held = p.r * p.s <= _HELD_TAPS
-    w, turn = (o.w, []) if held else _turned(o.w)
+    w, turn = (o.w, []) if held else turned(o.w)
     w_map, w_tap_h, w_tap_w = (o.w.stride(0), o.w.stride(2), o.w.stride(3)) if held else (1, p.s * p.k, p.k)
     if p.direction == "dgrad":  # the filter turned around, which begins with the last tap
         top, left = (p.r - 1) * p.dilation[0] - top, (p.s - 1) * p.dilation[1] - left
@@ -346,12 +367,12 @@ def _sweep(p: ConvProblem, o: Operands, config: Config, shared: dict[str, Any]) 
         "ROWS": rows, "BLOCK_P": block_p, "BLOCK_C": block_c,
     }  # fmt: skip
     grid = (cdiv(p.n * size[1], block_p) * cdiv(p.c, block_c), sweeps * cdiv(cdiv(size[0], sweeps), rows))
-    return [*turn, Launch(sweep_kernel, grid, arguments, config)]
+    return [*turn, Launch(sweep_kernel, grid, in_units(arguments), config)]
 
 
 def _gather(p: ConvProblem, o: Operands, config: Config, shared: dict[str, Any]) -> Sequence[Launch]:
     _, block_p, block_c = config.tile
-    w, turn = _turned(o.w)
+    w, turn = turned(o.w)
     (top, left), (dilation_h, dilation_w) = p.padding[:2], p.dilation
     if p.direction == "fprop":
         residues, stride, size = (1, 1), p.stride, (p.p, p.q)
@@ -368,7 +389,7 @@ def _gather(p: ConvProblem, o: Operands, config: Config, shared: dict[str, Any])
         "BLOCK_P": block_p, "BLOCK_C": block_c,
     }  # fmt: skip
     grid = (residues[0] * residues[1] * cdiv(points, block_p) * cdiv(p.c, block_c),)
-    return [*turn, Launch(gather_kernel, grid, arguments, config)]
+    return [*turn, Launch(gather_kernel, grid, in_units(arguments), config)]
 
 
 def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
@@ -398,7 +419,7 @@ def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
         "ROWS": rows, "BLOCK_P": block_p, "BLOCK_C": block_c,
     }  # fmt: skip
     grid = (cdiv(p.c, block_c), splits, tap_blocks)
-    launches = [Launch(wgrad_kernel, grid, arguments, config), add_slices(slices, o.w)]
+    launches = [Launch(wgrad_kernel, grid, in_units(arguments), config), add_slices(slices, o.w)]
     return launches if bias_slices is None else [*launches, add_slices(bias_slices, o.dbias)]
 
 

@@ -169,7 +169,8 @@ def image_strides(tensor: torch.Tensor) -> tuple[int, int, int]:
     return tensor.stride(0), tensor.stride(2), tensor.stride(3)
 
 
-def _fprop(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+def fprop_launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+    """fprop's one lattice."""
     top, left, _, _ = p.padding
     w_column, w_depth, w_row, w_col = o.w.stride()
     return [
@@ -180,7 +181,8 @@ def _fprop(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     ]  # fmt: skip
 
 
-def _dgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+def dgrad_launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+    """dgrad's lattices, one for each residue of (h, w) modulo the stride."""
     launches = []
     w_depth, w_column, w_row, w_col = o.w.stride()
     for h0 in range(min(p.stride[0], p.h)):
@@ -298,7 +300,7 @@ def _why_not(p: ConvProblem) -> str:
 
 
 KERNELS = (
-    TritonKernel("implicit_gemm", "fprop", GEMM_CONFIGS, _why_not, _why_not, pick_gemm, _fprop),
-    TritonKernel("implicit_gemm", "dgrad", GEMM_CONFIGS, _why_not, _why_not, pick_gemm, _dgrad),
+    TritonKernel("implicit_gemm", "fprop", GEMM_CONFIGS, _why_not, _why_not, pick_gemm, fprop_launches),
+    TritonKernel("implicit_gemm", "dgrad", GEMM_CONFIGS, _why_not, _why_not, pick_gemm, dgrad_launches),
     TritonKernel("implicit_gemm", "wgrad", WGRAD_CONFIGS, _why_not, _why_not, pick_wgrad, _wgrad),
 )
