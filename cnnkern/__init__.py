@@ -2,6 +2,7 @@
 
 from cnnkern import functional, nn
 from cnnkern import gpu as _gpu  # noqa: F401  (registers the operators for CUDA tensors)
+from cnnkern import gpu_tools as _gpu_tools  # noqa: F401  (registers the others)
 from cnnkern.convert import convert, revert
 from cnnkern.dispatch import use
 from cnnkern.explain import explain
