@@ -320,7 +320,7 @@ def in_units(arguments: dict[str, Any], *maps: str) -> dict[str, Any]:
     return arguments | {name: arguments[name] // unit for name in names} | {"UNIT": unit}
 
 
-def _sweeps(stride: int, dilation: int) -> tuple[int, int]:
+def sweeps_of(stride: int, dilation: int) -> tuple[int, int]:
     """Into how many interleaved sweeps rows of y are taken apart, and how many taps x moves from row to row of one."""
     common = math.gcd(stride, dilation)
     return dilation // common, stride // common
@@ -349,7 +349,7 @@ def _swept(p: ConvProblem) -> bool:
 
 def _sweep(p: ConvProblem, o: Operands, config: Config, shared: dict[str, Any]) -> Sequence[Launch]:
     rows, block_p, block_c = config.tile
-    sweeps, step = _sweeps(p.stride[0], p.dilation[0])
+    sweeps, step = sweeps_of(p.stride[0], p.dilation[0])
     (top, left), size, w_start = p.padding[:2], (p.p, p.q), 0
     held = p.r * p.s <= _HELD_TAPS
     w, turn = (o.w, []) if held else turned(o.w)
@@ -394,7 +394,7 @@ def _gather(p: ConvProblem, o: Operands, config: Config, shared: dict[str, Any])
 
 def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     rows, block_p, block_c = config.tile
-    sweeps, step = _sweeps(p.stride[0], p.dilation[0])
+    sweeps, step = sweeps_of(p.stride[0], p.dilation[0])
     one_pass = p.r * p.s <= _ONE_PASS_TAPS and p.r <= _SWEPT_ROWS
     taps_h, taps_w = (p.r, p.s) if one_pass else (1, min(p.s, _SPLIT_TAPS))
     tap_blocks = cdiv(p.r, taps_h) * cdiv(p.s, taps_w)

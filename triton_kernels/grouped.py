@@ -12,13 +12,19 @@ which are never read from memory, elsewhere. In wgrad the product has the useful
 are stored. Maps per group need not be powers of two, nor as many in y as in x; a group larger than a tile is cut. What
 is not finite would spoil its tile's other groups: a tile with such a sum is computed again, group by group.
 
-fprop and dgrad go over implicit_gemm's lattices. wgrad takes all taps of a 3x3 in one pass, with dy loaded once, where
-their sums fit the registers, else up to 4 taps of one filter row. Pixels are split over the grid, each split writes a
-float32 slice, and a second kernel adds them in order: the same bits from every run.
+fprop, and dgrad at stride 1 as fprop with the filter turned around, go down the rows of y as depthwise's sweep does,
+where the weights of all taps and the sums of all filter rows can be held: each x is loaded once per filter *column* and
+multiplied R times. The others go over implicit_gemm's lattices, with a load of x per tap.
 
-Bound: x + y once. In bf16 at 4.3 TB/s, with as many maps of y as of x, that is 1.07e12 elements/s, of 2*R*S*BLOCK_K
-flops with the zeros': for 3x3 310 TFLOP/s in tiles of 16 maps, 620 in tiles of 32. So a tile is as narrow as a group
-allows, and from 64 maps a group on the arithmetic is the bound and belongs to the dense kernel.
+wgrad takes all taps of a 3x3 in one pass, with dy loaded once, where their sums fit the registers, else up to 4 taps of
+one filter row. Pixels are split over the grid, each split writes a float32 slice, and a second kernel adds them in
+order: the same bits from every run.
+
+Bound: x + y once. In bf16 at 4.3 TB/s, with as many maps of y as of x, that is 1.07e12 elements/s, each with
+2*R*S*BLOCK_K flops, the zeros' included: for 3x3 310 TFLOP/s in tiles of 16 maps, 620 in tiles of 32. So a tile is as
+narrow as a group allows, and groups of 64 maps and more, whose arithmetic is the bound, belong to the dense kernel. A
+load of x per tap would be 9 * x from L2, more than twice the time of a copy even at twice the memory's rate; in a sweep
+it is x from L2, and 3 * x from L1.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -33,13 +39,17 @@ import triton
 import triton.language as tl
 
 from cnnkern.problem import ConvProblem
-from cnnkern.triton_kernels.depthwise import in_units
+from cnnkern.triton_kernels.depthwise import in_units, sweeps_of
 from cnnkern.triton_kernels.fused import epilogue, prologue
 from cnnkern.triton_kernels.implicit_gemm import add_slices, dgrad_launches, fprop_launches, image_strides
 from cnnkern.triton_kernels.launch import Chip, Config, Launch, Operands, TritonKernel, cdiv
 
-# BLOCK_M pixels x BLOCK_N written maps x BLOCK_K read maps
+# BLOCK_M pixels x BLOCK_N written maps x BLOCK_K read maps; those of 32 pixels are for sweeps.
 CONFIGS = (
+    Config((32, 16, 16), 2, 1),
+    Config((32, 32, 16), 2, 1),
+    Config((32, 16, 32), 2, 1),
+    Config((32, 32, 32), 2, 1),
     Config((128, 16, 16), 4, 3),
     Config((128, 32, 16), 4, 3),
     Config((128, 16, 32), 4, 3),
@@ -52,13 +62,17 @@ CONFIGS = (
 
 # BLOCK_M maps of y x BLOCK_N maps of x x BLOCK_P pixels. Loads are not staged: the taps of a tile find x in L1.
 WGRAD_CONFIGS = (
-    Config((16, 16, 32), 1, 1),
+    Config((16, 16, 32), 2, 1),
     Config((32, 16, 32), 2, 1),
     Config((16, 32, 32), 4, 1),
     Config((32, 32, 32), 4, 1),
     Config((16, 16, 16), 1, 1),
 )
 
+# Of sweeps, at most.
+_HELD_TAPS = 9
+_HELD_TILE = {"f32": 256, "bf16": 1024, "f16": 1024}
+_SWEPT_ROWS = 3
 # Of weight gradients. Programs are for 132 multiprocessors, whatever the chip, so that bits do not vary.
 _ONE_PASS_TAPS = 9
 _ONE_PASS_TILE = 512
@@ -168,6 +182,109 @@ def diagonal_kernel(
 
 
 @triton.jit
+def diagonal_sweep_kernel(
+    x, w, y, scale, shift, residual, x_scale, x_shift,
+    points, rows, cols, band, in_h, in_w,  # columns of all images; an image of y; rows of a program; an image of x
+    depth, columns, tile_depth, tile_columns, all_depth, all_columns,  # as in diagonal_kernel
+    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # UNIT elements
+    w_start, w_group, w_column, w_tap_h, w_tap_w, w_depth,  # elements
+    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, sweeps, alpha, x_alpha,
+    TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP: tl.constexpr,
+    ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
+    SEVERAL: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """`band` rows of y, `sweeps` apart, of a tile of columns x the maps of some groups; grid as depthwise's sweep."""
+    x_image, x_row, x_pixel = x_image * UNIT, x_row * UNIT, x_pixel * UNIT
+    y_image, y_row, y_pixel = y_image * UNIT, y_row * UNIT, y_pixel * UNIT
+    r_image, r_row, r_pixel = r_image * UNIT, r_row * UNIT, r_pixel * UNIT
+    tile_depth, tile_columns = tile_depth * UNIT, tile_columns * UNIT
+    all_depth, all_columns = all_depth * UNIT, all_columns * UNIT
+    tiles = tl.cdiv(all_columns, tile_columns)
+    first_k = tl.program_id(0) % tiles * tile_depth
+    first_column = tl.program_id(0) % tiles * tile_columns
+    column = tl.arange(0, BLOCK_N)
+    column_mask = (column < tile_columns) & (first_column + column < all_columns)
+    column_group = column // columns
+    group = ((first_column + column) // columns).to(tl.int64)
+    w_base = w_start + group * w_group + (column % columns).to(tl.int64) * w_column
+    k = tl.arange(0, BLOCK_K)
+    k_to = tl.minimum(tile_depth, all_depth - first_k)
+    k_mask = k < k_to
+
+    point = tl.program_id(0) // tiles * BLOCK_M + tl.arange(0, BLOCK_M)
+    there = point < points
+    image = (point // cols).to(tl.int64)
+    col = point % cols
+    w0 = col * stride_w - pad_left
+    x_base = image * x_image + first_k
+    sweep = tl.program_id(1).to(tl.int64) % sweeps
+    first = tl.program_id(1).to(tl.int64) // sweeps * band
+    h0 = sweep * stride_h - pad_top + first * STEP * dilation_h
+
+    weights = ()
+    w_mask = (k // depth)[:, None] == column_group[None, :]
+    w_mask = w_mask & k_mask[:, None] & column_mask[None, :]
+    for r in tl.static_range(TAPS_H):
+        for s in tl.static_range(TAPS_W):
+            tap = (w_base + (r * w_tap_h + s * w_tap_w))[None, :] + ((k % depth) * w_depth)[:, None]
+            weights = weights + (tl.load(w + tap, mask=w_mask, other=0.0),)
+
+    # sums[i] is of the row of y that is i above the one whose first tap is here.
+    REACH: tl.constexpr = (TAPS_H + STEP - 1) // STEP
+    sums = ()
+    for _ in tl.static_range(REACH):
+        sums = sums + (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),)
+    finite = tl.full((BLOCK_M, BLOCK_N), 1, tl.int1)
+    for step in range(band + REACH - 1):
+        for j in tl.static_range(min(STEP, TAPS_H)):
+            h = h0 + (step * STEP + j) * dilation_h
+            for s in tl.static_range(TAPS_W):
+                w_ = w0 + s * dilation_w
+                mask = (there & (h >= 0) & (h < in_h) & (w_ >= 0) & (w_ < in_w))[:, None] & k_mask[None, :]
+                offsets = x_base + h * x_row + w_.to(tl.int64) * x_pixel
+                tile = tl.load(x + offsets[:, None] + k[None, :], mask=mask, other=0.0)
+                tile = prologue(tile, mask, x_scale, x_shift, first_k + k, k_mask, X_ACTIVATION, x_alpha)
+                for i in tl.static_range(REACH):
+                    if i * STEP + j < TAPS_H:
+                        weight = weights[(i * STEP + j) * TAPS_W + s]
+                        product = tl.dot(tile, weight, sums[i], input_precision=PRECISION)
+                        sums = sums[:i] + (product,) + sums[i + 1 :]
+        # The last row of sums is complete, if it is not above the band.
+        place = first + step - (REACH - 1)
+        row = sweep + place * sweeps
+        mask = ((place >= first) & (row < rows) & there)[:, None] & column_mask[None, :]
+        total = sums[REACH - 1]
+        finite = finite & (tl.abs(total) < float("inf"))
+        at = (image * r_image + row * r_row + col * r_pixel)[:, None] + (first_column + column)[None, :]
+        total = epilogue(total, mask, scale, shift, residual, at, first_column + column, column_mask, ACTIVATION, alpha)
+        at = (image * y_image + row * y_row + col * y_pixel)[:, None] + (first_column + column)[None, :]
+        tl.store(y + at, total.to(y.dtype.element_ty), mask=mask)
+        sums = (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),) + sums[: REACH - 1]
+
+    if SEVERAL:
+        if tl.min(tl.min(finite.to(tl.int32), axis=1), axis=0) == 0:
+            for place in range(first, tl.minimum(first + band, tl.cdiv(rows - sweep, sweeps))):
+                row = sweep + place * sweeps
+                total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+                for k_from in range(0, k_to, depth):
+                    part = diagonal_sum(
+                        x, w, x_scale, x_shift, x_base, row * stride_h - pad_top + tl.zeros_like(w0), w0, there,
+                        in_h, in_w, first_k, k_from, k_from + depth, depth, column_group, column_mask, w_base,
+                        x_row, x_pixel, w_tap_h, w_tap_w, w_depth, dilation_h, dilation_w, x_alpha,
+                        TAPS_H, TAPS_W, X_ACTIVATION, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K,
+                    )  # fmt: skip
+                    total = tl.where((column_group == k_from // depth)[None, :], part, total)
+                mask = there[:, None] & column_mask[None, :]
+                at = (image * r_image + row * r_row + col * r_pixel)[:, None] + (first_column + column)[None, :]
+                total = epilogue(
+                    total, mask, scale, shift, residual, at, first_column + column, column_mask, ACTIVATION, alpha
+                )
+                at = (image * y_image + row * y_row + col * y_pixel)[:, None] + (first_column + column)[None, :]
+                tl.store(y + at, total.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def diagonal_wgrad_kernel(
     dy, x, slices, bias_slices, x_scale, x_shift,
     points, rows, cols, per_split,  # output pixels: all, of an image, of one split (a multiple of BLOCK_P)
@@ -246,6 +363,8 @@ def _launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     fprop = p.direction == "fprop"
     block_m, block_n, block_k = config.tile
     together = _together(p, *((block_n, block_k) if fprop else (block_k, block_n)))
+    if _swept(p, config):
+        return [_sweep(p, o, config, together)]
     launches = []
     for lattice in (fprop_launches if fprop else dgrad_launches)(p, o, config):
         depth, columns, points = (lattice.arguments[name] for name in ("depth", "columns", "points"))
@@ -257,6 +376,61 @@ def _launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
         arguments = in_units(arguments, "y_start", "r_start", "tile_depth", "tile_columns", "all_depth", "all_columns")
         launches.append(Launch(diagonal_kernel, grid, arguments, config))
     return launches
+
+
+def _swept(p: ConvProblem, config: Config) -> bool:
+    """Whether the weights of all taps of a tile fit the registers of its warps, and the sums of all filter rows."""
+    fprop = p.direction == "fprop"
+    written, read = (p.k, p.c) if fprop else (p.c, p.k)
+    _, block_n, block_k = config.tile
+    return (
+        (fprop or p.stride == (1, 1))
+        and p.r * p.s <= _HELD_TAPS
+        and p.r <= _SWEPT_ROWS
+        and block_n * block_k <= _HELD_TILE[p.dtype]
+        and written // p.groups <= block_n
+        and read // p.groups <= block_k
+    )
+
+
+def _sweep(p: ConvProblem, o: Operands, config: Config, together: int) -> Launch:
+    block_m, block_n, block_k = config.tile
+    fprop = p.direction == "fprop"
+    read, written = (o.x, o.y) if fprop else (o.y, o.x)
+    sweeps, step = sweeps_of(p.stride[0], p.dilation[0])
+    (top, left), w_start = p.padding[:2], 0
+    w_column, w_depth, w_tap_h, w_tap_w = o.w.stride()
+    if not fprop:  # the filter turned around, which begins with the last tap
+        top, left = (p.r - 1) * p.dilation[0] - top, (p.s - 1) * p.dilation[1] - left
+        w_start = (p.r - 1) * w_tap_h + (p.s - 1) * w_tap_w
+        w_column, w_depth, w_tap_h, w_tap_w = w_depth, w_column, -w_tap_h, -w_tap_w
+    depth, columns = read.shape[1] // p.groups, written.shape[1] // p.groups
+    rows, cols = written.shape[2:]
+    tiles = cdiv(p.groups, together) * cdiv(p.n * cols, block_m)
+    band = min(max(cdiv(rows * tiles, sweeps * _PROGRAMS), 4), cdiv(rows, sweeps))
+    arguments: dict[str, Any] = {
+        "x": read, "w": o.w, "y": written, "scale": o.scale, "shift": o.shift, "residual": o.residual,
+        "x_scale": o.x_scale, "x_shift": o.x_shift,
+        "points": p.n * cols, "rows": rows, "cols": cols, "band": band, "in_h": read.shape[2], "in_w": read.shape[3],
+        "depth": depth, "columns": columns, "tile_depth": together * depth, "tile_columns": together * columns,
+        "all_depth": p.groups * depth, "all_columns": p.groups * columns,
+        "w_start": w_start, "w_group": p.k // p.groups * o.w.stride(0), "w_column": w_column, "w_tap_h": w_tap_h,
+        "w_tap_w": w_tap_w, "w_depth": w_depth,
+        "stride_h": p.stride[0], "stride_w": p.stride[1], "pad_top": top, "pad_left": left,
+        "dilation_h": p.dilation[0], "dilation_w": p.dilation[1], "sweeps": sweeps,
+        "alpha": p.epilogue.alpha, "x_alpha": p.prologue.alpha,
+        "TAPS_H": p.r, "TAPS_W": p.s, "STEP": step,
+        "ACTIVATION": p.epilogue.activation if fprop else "none",
+        "X_ACTIVATION": p.prologue.activation if fprop else "none",
+        "SEVERAL": together > 1, "PRECISION": o.precision,
+        "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k,
+    }  # fmt: skip
+    for prefix, tensor in (("x", read), ("y", written), ("r", o.residual)):
+        strides = (0, 0, 0) if tensor is None else image_strides(tensor)
+        arguments |= dict(zip((f"{prefix}_image", f"{prefix}_row", f"{prefix}_pixel"), strides, strict=True))
+    arguments = in_units(arguments, "tile_depth", "tile_columns", "all_depth", "all_columns")
+    grid = (tiles, sweeps * cdiv(cdiv(rows, sweeps), band))
+    return Launch(diagonal_sweep_kernel, grid, arguments, config)
 
 
 def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
@@ -297,7 +471,11 @@ def _pick(p: ConvProblem, chip: Chip) -> Config:
     """The tile with the fewest maps that holds a group of both tensors, else the one with the most."""
     written, read = (p.k, p.c) if p.direction == "fprop" else (p.c, p.k)
     n, k = written // p.groups, read // p.groups
-    holding = (config for config in CONFIGS[:-1] if config.tile[1] >= n and config.tile[2] >= k)
+    holding = (
+        config
+        for config in CONFIGS[:-1]
+        if config.tile[1] >= n and config.tile[2] >= k and _swept(p, config) == (config.tile[0] == 32)
+    )
     return min(holding, key=lambda config: config.tile[1] * config.tile[2], default=CONFIGS[-2])
 
 
