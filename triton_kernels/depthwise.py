@@ -27,7 +27,7 @@ multiprocessors at 1.75 GHz, with one conversion of x to float32 per filter colu
 56 for 7x7, which is 2.3, 0.9 and 0.5 times the copy's rate. A load per tap would take 18, 50 and 98.
 """
 
-# mypy: disable-error-code="no-untyped-def"
+# mypy: disable-error-code="assignment, no-untyped-def, var-annotated"
 
 from __future__ import annotations
 
@@ -232,7 +232,8 @@ def wgrad_kernel(
 ):  # fmt: skip
     """TAPS_H x TAPS_W taps of BLOCK_C filters over one split; grid (map blocks, splits, blocks of taps).
 
-    A split is per_split units, a unit what one program of sweep_kernel has: a tile of columns x a sweep x a band.
+    A split is per_split units, a unit what one program of sweep_kernel has: a tile of columns x a sweep x a band. Rows
+    of dy past the image count as zeros: a NaN in x that one tap of a filter sees may show in its other taps.
     """
     x_image, x_row, x_pixel, maps = x_image * UNIT, x_row * UNIT, x_pixel * UNIT, maps * UNIT
     dy_image, dy_row, dy_pixel = dy_image * UNIT, dy_row * UNIT, dy_pixel * UNIT
