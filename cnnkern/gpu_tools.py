@@ -1,4 +1,6 @@
-"""The operators around convolution on CUDA tensors: channel shuffle and pooling, as csrc/cpu/tool_calls.cpp on the CPU.
+"""The operators around convolution on CUDA tensors, as csrc/cpu/tool_calls.cpp on the CPU.
+
+Channel shuffle, pooling, and the fused depthwise-separable layer.
 
 Results have the memory format of x, or the one that the caller names. Triton's modules are imported when they are first
 needed: the package works without.
@@ -12,8 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from cnnkern.gpu import _laid_out, _nhwc, _nhwc_empty
-from cnnkern.problem import suggests_channels_last
+from cnnkern.flags import TF32
+from cnnkern.gpu import _laid_out, _nhwc, _nhwc_empty, _pixel_stride, _problem, conv2d_fprop
+from cnnkern.ops import NO_PROLOGUE, POINTWISE
+from cnnkern.problem import Epilogue, Prologue, suggests_channels_last
 
 if TYPE_CHECKING:
     from cnnkern.triton_kernels.launch import Launch
@@ -104,6 +108,39 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
     return _laid_out(y, suggests_channels_last(x))
 
 
+def depthwise_separable(
+    x: Tensor, dw_weight: Tensor, dw_scale: Tensor | None, dw_shift: Tensor | None, dw_activation: str,
+    dw_alpha: float, pw_weight: Tensor, pw_scale: Tensor | None, pw_shift: Tensor | None, pw_activation: str,
+    pw_alpha: float, geometry: Sequence[int], flags: int, kernel: str | None,
+) -> Tensor:  # fmt: skip
+    """y of both convolutions, in one kernel where it can, else in two; channels_last if x or a weight is."""
+    from cnnkern.triton_kernels import depthwise_separable as fused
+
+    dw_epilogue = Epilogue(dw_activation, dw_scale is not None, dw_shift is not None, alpha=dw_alpha)
+    pw_epilogue = Epilogue(pw_activation, pw_scale is not None, pw_shift is not None, alpha=pw_alpha)
+    first = _problem(
+        "fprop", x.shape, dw_weight.shape, x.dtype, tuple(geometry), _pixel_stride(x), Prologue(), dw_epilogue
+    )
+    second = _problem("fprop", first.y_size, pw_weight.shape, x.dtype, POINTWISE, 0, Prologue(), pw_epilogue)
+    why_not = fused.why_not(first, second)
+    if kernel is not None:
+        name = f"triton_depthwise_separable_fprop_{first.dtype}_nhwc_any__sm80"
+        why_not = why_not if kernel == name else f"it is not {name}"
+        if why_not:
+            raise RuntimeError(f"{kernel} cannot compute {first} and {second}: {why_not}")
+    if why_not:
+        rest = (*NO_PROLOGUE, flags, None)
+        between = conv2d_fprop(x, dw_weight, dw_scale, dw_shift, None, geometry, dw_activation, dw_alpha, *rest)
+        return conv2d_fprop(between, pw_weight, pw_scale, pw_shift, None, POINTWISE, pw_activation, pw_alpha, *rest)
+    y = _nhwc_empty(second.y_size, x)
+    precision = "tf32" if flags & TF32 else "ieee"
+    operands = fused.SeparableOperands(
+        _nhwc(x), dw_weight, pw_weight, y, dw_scale, dw_shift, pw_scale, pw_shift, precision
+    )
+    _run(y, lambda: fused.launches(first, second, operands, fused.pick(second)))
+    return _laid_out(y, any(suggests_channels_last(tensor) for tensor in (x, dw_weight, pw_weight)))
+
+
 def _run(written: Tensor, launches: Callable[[], Sequence[Launch]]) -> Tensor:
     """`written`, after the launches that write it; they are not made where it is empty."""
     from cnnkern.triton_kernels.launch import run
@@ -147,6 +184,7 @@ _OPERATORS = {
     "avg_pool2d": avg_pool2d,
     "avg_pool2d_backward": avg_pool2d_backward,
     "global_avg_pool2d": global_avg_pool2d,
+    "depthwise_separable": depthwise_separable,
 }
 for _name, _implementation in _OPERATORS.items():
     torch.library.impl(f"cnnkern::{_name}", "CUDA", _implementation)  # type: ignore[call-overload]

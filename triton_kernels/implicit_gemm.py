@@ -177,7 +177,8 @@ def image_strides(tensor: torch.Tensor) -> tuple[int, int, int]:
     return tensor.stride(0), tensor.stride(2), tensor.stride(3)
 
 
-def _fprop(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+def fprop_launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+    """fprop's one lattice."""
     top, left, _, _ = p.padding
     w_column, w_depth, w_row, w_col = o.w.stride()
     return [
@@ -190,12 +191,13 @@ def _fprop(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
 
 def fprop_with_statistics(p: ConvProblem, o: Operands, config: Config) -> tuple[Launch, torch.Tensor]:
     """The launch of fprop that also writes y's statistics, a partial of each tile of pixels, and those partials."""
-    (launch,) = _fprop(p, o, config)
+    (launch,) = fprop_launches(p, o, config)
     stats = empty_partials(p.n * p.p * p.q, config.tile[0], p.k, o.y.device)
     return replace(launch, arguments={**launch.arguments, "stats": stats}), stats
 
 
-def _dgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+def dgrad_launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+    """dgrad's lattices, one for each residue of (h, w) modulo the stride."""
     launches = []
     w_depth, w_column, w_row, w_col = o.w.stride()
     for h0 in range(min(p.stride[0], p.h)):
@@ -318,7 +320,7 @@ def _rather_not(p: ConvProblem) -> str:
 
 
 KERNELS = (
-    TritonKernel("implicit_gemm", "fprop", GEMM_CONFIGS, _why_not, _rather_not, pick_gemm, _fprop),
-    TritonKernel("implicit_gemm", "dgrad", GEMM_CONFIGS, _why_not, _rather_not, pick_gemm, _dgrad),
+    TritonKernel("implicit_gemm", "fprop", GEMM_CONFIGS, _why_not, _rather_not, pick_gemm, fprop_launches),
+    TritonKernel("implicit_gemm", "dgrad", GEMM_CONFIGS, _why_not, _rather_not, pick_gemm, dgrad_launches),
     TritonKernel("implicit_gemm", "wgrad", WGRAD_CONFIGS, _why_not, _rather_not, pick_wgrad, _wgrad),
 )

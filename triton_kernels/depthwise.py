@@ -1,0 +1,464 @@
+"""Depthwise convolution: one filter per map, so the arithmetic of a copy and the reads of a stencil.
+
+fprop   y[n,p,q,c]  = sum over r,s of x[n, p*u + r*l - pad, q*u + s*l - pad, c] * w[c,r,s]
+dgrad   dx[n,h,w,c] = sum over r,s of dy[n, (h + pad - r*l)/u, (w + pad - s*l)/u, c] * w[c,r,s]
+wgrad   dw[c,r,s]   = sum over n,p,q of dy[n,p,q,c] * x[n, p*u + r*l - pad, q*u + s*l - pad, c]
+
+x and y NHWC with a pixel stride, w [C][R][S]; stride u, dilation l. Maps are in the lanes, 16 bytes of them a load;
+the columns of all images stand in one line, of which a tile takes BLOCK_P, so that 7x7 pixels fill tiles as well.
+
+Three kernels:
+
+- sweep: fprop, and dgrad at stride 1 as fprop with the filter turned around, up to 7 filter rows. A program walks
+  down ROWS rows of y and holds the sums of the rows that the current row of x reaches: each x is loaded and widened
+  once per filter *column* and added R times. 3x3: 3 loads from L1 (the first from memory) and 9 FMA per element.
+- gather: any filter, stride and dilation in both directions; a program computes a tile for one residue of (h, w)
+  modulo dgrad's stride, whose taps are the same for every pixel, and skips the others. The residues of a tile are
+  neighbours in the grid, so that dy comes from memory once. R * S / residues loads and FMA per element.
+- wgrad: as sweep, with the last rows of dy held instead of sums, and a sum per tap. dy is loaded once, x once per
+  filter column. Up to 25 taps in one pass, of larger filters up to 8 taps of one filter row at a time. A program's sums
+  go to a float32 slice, and a second kernel adds the slices in order: the same bits from every run.
+
+A dilation is taken apart into as many interleaved sweeps, in which the taps are neighbours.
+
+Bound: x + y read and written once. In bf16 at 4.3 TB/s that is 1.07e12 elements/s: 19 TFLOP/s for 3x3, 54 for 5x5, 105
+for 7x7, where the FMA units (67 TFLOP/s) are the bound at 64% of a copy. Issue slots, 128 lanes a clock in each of 132
+multiprocessors at 1.75 GHz, with one conversion of x to float32 per filter column: 12 per element for 3x3, 30 for 5x5,
+56 for 7x7, which is 2.3, 0.9 and 0.5 times the copy's rate. A load per tap would take 18, 50 and 98.
+"""
+
+# mypy: disable-error-code="assignment, no-untyped-def, var-annotated"
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from cnnkern.problem import ConvProblem
+from cnnkern.triton_kernels.fused import epilogue, prologue
+from cnnkern.triton_kernels.implicit_gemm import add_slices, image_strides
+from cnnkern.triton_kernels.launch import Chip, Config, Launch, Operands, TritonKernel, cdiv
+
+# ROWS x BLOCK_P columns x BLOCK_C maps; 8 elements to a thread are 16 bytes of bf16. gather has no use for ROWS.
+CONFIGS = (
+    Config((32, 16, 64)),
+    Config((16, 16, 64)),
+    Config((8, 16, 64)),
+    Config((4, 16, 64)),
+    Config((32, 32, 32)),
+    Config((16, 32, 32)),
+    Config((8, 32, 32)),
+    Config((4, 32, 32)),
+    Config((32, 32, 64)),
+    Config((16, 32, 64)),
+    Config((8, 32, 64)),
+    Config((2, 8, 16), 1),
+)
+
+# As above; 4 elements to a thread, in half the columns, leave registers for the sums of 25 taps.
+WGRAD_CONFIGS = (
+    Config((16, 16, 64)),
+    Config((16, 8, 64)),
+    Config((16, 32, 32)),
+    Config((16, 16, 32)),
+    Config((2, 8, 16), 1),
+)
+
+_HELD_TAPS = 9  # whose weights a thread holds in registers; of a larger filter they are read again in each row
+_SWEPT_ROWS = 7  # of a filter, at most: there is a tile of sums for each
+_ONE_PASS_TAPS = 25  # of a weight gradient, at most
+_SPLIT_TAPS = 8  # that a program takes of one filter row where there are more
+_PROGRAMS = 1056  # of a weight gradient: 8 for each of 132 multiprocessors, whatever the chip, so that bits do not vary
+
+
+@triton.jit
+def added(sums, i: tl.constexpr, term):
+    """The tuple, with the term added to its i-th member."""
+    return sums[:i] + (sums[i] + term,) + sums[i + 1 :]
+
+
+@triton.jit
+def sweep_kernel(
+    x, w, y, scale, shift, residual, x_scale, x_shift,
+    points, rows, cols, maps, in_h, in_w,  # columns of all images; an image of y; an image of x
+    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # UNIT elements
+    w_start, w_map, w_tap_h, w_tap_w,  # elements
+    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, sweeps, alpha, x_alpha,
+    TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP: tl.constexpr, HELD: tl.constexpr,
+    ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """ROWS rows of y, `sweeps` apart, of a tile of columns x maps; grid (tiles, sweeps x bands of rows).
+
+    From row to row of a sweep of y, x goes STEP taps down: the rows of y that a row of x reaches stand together.
+    """
+    x_image, x_row, x_pixel, maps = x_image * UNIT, x_row * UNIT, x_pixel * UNIT, maps * UNIT
+    y_image, y_row, y_pixel = y_image * UNIT, y_row * UNIT, y_pixel * UNIT
+    r_image, r_row, r_pixel = r_image * UNIT, r_row * UNIT, r_pixel * UNIT
+    blocks = tl.cdiv(maps, BLOCK_C)
+    map_ = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    map_mask = map_ < maps
+    point = tl.program_id(0) // blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    image = (point // cols).to(tl.int64)
+    col = point % cols
+    w0 = col * stride_w - pad_left
+    x_base = x + image * x_image + w0.to(tl.int64) * x_pixel
+    sweep = tl.program_id(1).to(tl.int64) % sweeps
+    first = tl.program_id(1).to(tl.int64) // sweeps * ROWS
+    h0 = sweep * stride_h - pad_top + first * STEP * dilation_h
+
+    weights = ()
+    if HELD:
+        for r in tl.static_range(TAPS_H):
+            for s in tl.static_range(TAPS_W):
+                tap = w + (w_start + r * w_tap_h + s * w_tap_w)
+                weights = weights + (tl.load(tap + map_ * w_map, mask=map_mask, other=0.0).to(tl.float32),)
+
+    # sums[i] is of the row of y that is i above the one whose first tap is here.
+    REACH: tl.constexpr = (TAPS_H + STEP - 1) // STEP
+    UNROLLED: tl.constexpr = TAPS_W if HELD else 1
+    sums = ()
+    for _ in tl.static_range(REACH):
+        sums = sums + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32),)
+    for step in range(ROWS + REACH - 1):
+        for j in tl.static_range(min(STEP, TAPS_H)):
+            h = h0 + (step * STEP + j) * dilation_h
+            for s0 in range(0, TAPS_W, UNROLLED):
+                for s1 in tl.static_range(UNROLLED):
+                    w_ = w0 + (s0 + s1) * dilation_w
+                    inside = (point < points) & (h >= 0) & (h < in_h) & (w_ >= 0) & (w_ < in_w)
+                    mask = inside[:, None] & map_mask[None, :]
+                    pixel = x_base + (h * x_row + (s0 + s1) * dilation_w * x_pixel)
+                    tile = tl.load(pixel[:, None] + map_[None, :], mask=mask, other=0.0)
+                    tile = prologue(tile, mask, x_scale, x_shift, map_, map_mask, X_ACTIVATION, x_alpha).to(tl.float32)
+                    for i in tl.static_range(REACH):
+                        if i * STEP + j < TAPS_H:
+                            if HELD:
+                                weight = weights[(i * STEP + j) * TAPS_W + s1]
+                            else:
+                                tap = w + (w_start + (i * STEP + j) * w_tap_h + (s0 + s1) * w_tap_w)
+                                weight = tl.load(tap + map_ * w_map, mask=map_mask, other=0.0).to(tl.float32)
+                            sums = added(sums, i, tile * weight[None, :])
+        # The last row of sums is complete, if it is not above the band.
+        place = first + step - (REACH - 1)
+        row = sweep + place * sweeps
+        mask = ((place >= first) & (row < rows) & (point < points))[:, None] & map_mask[None, :]
+        pixel = image * r_image + row * r_row + col * r_pixel
+        at = pixel[:, None] + map_[None, :]
+        total = epilogue(sums[REACH - 1], mask, scale, shift, residual, at, map_, map_mask, ACTIVATION, alpha)
+        pixel = image * y_image + row * y_row + col * y_pixel
+        tl.store(y + pixel[:, None] + map_[None, :], total.to(y.dtype.element_ty), mask=mask)
+        sums = (tl.zeros((BLOCK_P, BLOCK_C), tl.float32),) + sums[: REACH - 1]
+
+
+@triton.jit
+def gather_kernel(
+    x, w, y, scale, shift, residual, x_scale, x_shift,
+    points, rows, cols, out_h, out_w, maps, in_h, in_w,  # of a residue, over all images; its image; an image of y, of x
+    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # UNIT elements
+    residues_h, residues_w, stride_h, stride_w, off_h, off_w, tap_h, tap_w, taps_h, taps_w, alpha, x_alpha,
+    ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
+    UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """A tile of pixels x maps of one residue of y; grid (residues x tiles,). w is [taps][maps] in float32.
+
+    Pixel (i, j) of residue (h0, w0) is y's (h0 + i * residues_h, w0 + j * residues_w); its tap (r, s) is x's pixel
+    (i * stride_h + (h0 + off_h + r * tap_h) / residues_h, ...) where that is whole.
+    """
+    x_image, x_row, x_pixel, maps = x_image * UNIT, x_row * UNIT, x_pixel * UNIT, maps * UNIT
+    y_image, y_row, y_pixel = y_image * UNIT, y_row * UNIT, y_pixel * UNIT
+    r_image, r_row, r_pixel = r_image * UNIT, r_row * UNIT, r_pixel * UNIT
+    residue = tl.program_id(0) % (residues_h * residues_w)
+    h0 = residue // residues_w
+    w0 = residue % residues_w
+    tile_index = tl.program_id(0) // (residues_h * residues_w)
+    blocks = tl.cdiv(maps, BLOCK_C)
+    map_ = tile_index % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    map_mask = map_ < maps
+    point = tile_index // blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    image = (point // (rows * cols)).to(tl.int64)
+    i = point // cols % rows
+    j = point % cols
+
+    total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for r in range(taps_h):
+        reach_h = h0 + off_h + r * tap_h
+        if reach_h % residues_h == 0:
+            h = i * stride_h + reach_h // residues_h
+            row_inside = (point < points) & (h >= 0) & (h < in_h)
+            x_base = x + image * x_image + h.to(tl.int64) * x_row
+            for s in range(taps_w):
+                reach_w = w0 + off_w + s * tap_w
+                if reach_w % residues_w == 0:
+                    w_ = j * stride_w + reach_w // residues_w
+                    mask = (row_inside & (w_ >= 0) & (w_ < in_w))[:, None] & map_mask[None, :]
+                    pixel = x_base + w_.to(tl.int64) * x_pixel
+                    tile = tl.load(pixel[:, None] + map_[None, :], mask=mask, other=0.0)
+                    tile = prologue(tile, mask, x_scale, x_shift, map_, map_mask, X_ACTIVATION, x_alpha)
+                    weight = tl.load(w + (r * taps_w + s) * maps + map_, mask=map_mask, other=0.0)
+                    total += tile.to(tl.float32) * weight[None, :]
+
+    row = (h0 + i * residues_h).to(tl.int64)
+    col = w0 + j * residues_w
+    mask = ((point < points) & (row < out_h) & (col < out_w))[:, None] & map_mask[None, :]
+    at = (image * r_image + row * r_row + col * r_pixel)[:, None] + map_[None, :]
+    total = epilogue(total, mask, scale, shift, residual, at, map_, map_mask, ACTIVATION, alpha)
+    pixel = image * y_image + row * y_row + col * y_pixel
+    tl.store(y + pixel[:, None] + map_[None, :], total.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def turn_kernel(w, out, maps, w_map, w_tap_h, w_tap_w, taps_w, BLOCK_C: tl.constexpr):
+    """out [taps][maps] = w [maps][taps] in float32; grid (map blocks, taps)."""
+    map_ = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    tap = tl.program_id(1)
+    value = tl.load(w + map_ * w_map + tap // taps_w * w_tap_h + tap % taps_w * w_tap_w, mask=map_ < maps)
+    tl.store(out + tap * maps + map_, value.to(tl.float32), mask=map_ < maps)
+
+
+@triton.jit
+def wgrad_kernel(
+    dy, x, slices, bias_slices, x_scale, x_shift,
+    points, rows, cols, maps, in_h, in_w, bands, units, per_split,
+    dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel,  # UNIT elements
+    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, sweeps, taps_h, taps_w, x_alpha,
+    TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP: tl.constexpr, X_ACTIVATION: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """TAPS_H x TAPS_W taps of BLOCK_C filters over one split; grid (map blocks, splits, blocks of taps).
+
+    A split is per_split units, a unit what one program of sweep_kernel has: a tile of columns x a sweep x a band. Rows
+    of dy past the image count as zeros: a NaN in x that one tap of a filter sees may show in its other taps.
+    """
+    x_image, x_row, x_pixel, maps = x_image * UNIT, x_row * UNIT, x_pixel * UNIT, maps * UNIT
+    dy_image, dy_row, dy_pixel = dy_image * UNIT, dy_row * UNIT, dy_pixel * UNIT
+    map_ = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    map_mask = map_ < maps
+    split = tl.program_id(1)
+    tap_blocks_w = tl.cdiv(taps_w, TAPS_W)
+    tap_h = tl.program_id(2) // tap_blocks_w * TAPS_H
+    tap_w = tl.program_id(2) % tap_blocks_w * TAPS_W
+    REACH: tl.constexpr = (TAPS_H + STEP - 1) // STEP
+
+    sums = ()
+    for _ in tl.static_range(TAPS_H * TAPS_W):
+        sums = sums + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32),)
+    bias = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    for unit in range(split * per_split, tl.minimum((split + 1) * per_split, units)):
+        point = unit // bands * BLOCK_P + tl.arange(0, BLOCK_P)
+        image = (point // cols).to(tl.int64)
+        col = point % cols
+        w0 = col * stride_w - pad_left + tap_w * dilation_w
+        x_base = x + image * x_image + w0.to(tl.int64) * x_pixel
+        dy_base = dy + image * dy_image + col * dy_pixel
+        sweep = unit % bands % sweeps
+        first = unit % bands // sweeps * ROWS
+        h0 = sweep * stride_h - pad_top + tap_h * dilation_h + first * STEP * dilation_h
+
+        # seen[i] is the row of dy that is i above the one whose first tap is here.
+        seen = ()
+        for _ in tl.static_range(REACH):
+            seen = seen + (tl.zeros((BLOCK_P, BLOCK_C), dy.dtype.element_ty),)
+        for step in range(ROWS + REACH - 1):
+            row = sweep + (first + step) * sweeps
+            mask = ((step < ROWS) & (row < rows) & (point < points))[:, None] & map_mask[None, :]
+            pixel = dy_base + tl.cast(row, tl.int64) * dy_row
+            tile = tl.load(pixel[:, None] + map_[None, :], mask=mask, other=0.0)
+            seen = (tile,) + seen[: REACH - 1]
+            if bias_slices is not None:
+                bias += tile.to(tl.float32)
+            for j in tl.static_range(min(STEP, TAPS_H)):
+                h = h0 + (step * STEP + j) * dilation_h
+                for s in tl.static_range(TAPS_W):
+                    w_ = w0 + s * dilation_w
+                    inside = (point < points) & (h >= 0) & (h < in_h) & (w_ >= 0) & (w_ < in_w)
+                    mask = inside[:, None] & map_mask[None, :]
+                    pixel = x_base + (tl.cast(h, tl.int64) * x_row + s * dilation_w * x_pixel)
+                    tile = tl.load(pixel[:, None] + map_[None, :], mask=mask, other=0.0)
+                    tile = prologue(tile, mask, x_scale, x_shift, map_, map_mask, X_ACTIVATION, x_alpha)
+                    for i in tl.static_range(REACH):
+                        if i * STEP + j < TAPS_H:
+                            product = tile.to(tl.float32) * seen[i].to(tl.float32)
+                            sums = added(sums, (i * STEP + j) * TAPS_W + s, product)
+
+    out = slices + (split.to(tl.int64) * maps + map_) * (taps_h * taps_w)
+    for r in tl.static_range(TAPS_H):
+        for s in tl.static_range(TAPS_W):
+            tap_mask = map_mask & (tap_w + s < taps_w)
+            at = out + ((tap_h + r) * taps_w + tap_w + s)
+            tl.store(at, tl.sum(sums[r * TAPS_W + s], axis=0), mask=tap_mask)
+    if bias_slices is not None:
+        if tl.program_id(2) == 0:
+            tl.store(bias_slices + split.to(tl.int64) * maps + map_, tl.sum(bias, axis=0), mask=map_mask)
+
+
+def turned(w: torch.Tensor) -> tuple[torch.Tensor, list[Launch]]:
+    """w as [taps][maps] in float32, and the launch that writes it."""
+    maps, _, taps_h, taps_w = w.shape
+    out = torch.empty(taps_h * taps_w, maps, dtype=torch.float32, device=w.device)
+    w_map, _, w_tap_h, w_tap_w = w.stride()
+    arguments = {
+        "w": w, "out": out, "maps": maps, "w_map": w_map, "w_tap_h": w_tap_h, "w_tap_w": w_tap_w, "taps_w": taps_w,
+        "BLOCK_C": 128,
+    }  # fmt: skip
+    return out, [Launch(turn_kernel, (cdiv(maps, 128), taps_h * taps_w), arguments, Config((128,)))]
+
+
+def in_units(arguments: dict[str, Any], *maps: str) -> dict[str, Any]:
+    """The arguments with strides and numbers of maps in UNIT elements, the largest power of 2 up to 8 that divides all.
+
+    Triton sees by itself only that an argument is a multiple of 16; of a product with UNIT it sees what it is a
+    multiple of, and loads 8 maps at once where there are 24.
+    """
+    names = [name for name in arguments if name.endswith(("_image", "_row", "_pixel"))]
+    names += maps or ("maps",)
+    unit = math.gcd(8, *(arguments[name] for name in names))
+    return arguments | {name: arguments[name] // unit for name in names} | {"UNIT": unit}
+
+
+def sweeps_of(stride: int, dilation: int) -> tuple[int, int]:
+    """Into how many interleaved sweeps rows of y are taken apart, and how many taps x moves from row to row of one."""
+    common = math.gcd(stride, dilation)
+    return dilation // common, stride // common
+
+
+def _launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+    """fprop and dgrad."""
+    fprop = p.direction == "fprop"
+    read, written = (o.x, o.y) if fprop else (o.y, o.x)
+    shared: dict[str, Any] = {
+        "x": read, "y": written, "scale": o.scale, "shift": o.shift, "residual": o.residual,
+        "x_scale": o.x_scale, "x_shift": o.x_shift, "maps": p.c, "in_h": read.shape[2], "in_w": read.shape[3],
+        "alpha": p.epilogue.alpha, "x_alpha": p.prologue.alpha,
+        "ACTIVATION": p.epilogue.activation if fprop else "none",
+        "X_ACTIVATION": p.prologue.activation if fprop else "none",
+    }  # fmt: skip
+    for prefix, tensor in (("x", read), ("y", written), ("r", o.residual)):
+        strides = (0, 0, 0) if tensor is None else image_strides(tensor)
+        shared |= dict(zip((f"{prefix}_image", f"{prefix}_row", f"{prefix}_pixel"), strides, strict=True))
+    return (_sweep if _swept(p) else _gather)(p, o, config, shared)
+
+
+def _swept(p: ConvProblem) -> bool:
+    return p.r <= _SWEPT_ROWS and (p.direction == "fprop" or p.stride == (1, 1))
+
+
+def _sweep(p: ConvProblem, o: Operands, config: Config, shared: dict[str, Any]) -> Sequence[Launch]:
+    rows, block_p, block_c = config.tile
+    sweeps, step = sweeps_of(p.stride[0], p.dilation[0])
+    (top, left), size, w_start = p.padding[:2], (p.p, p.q), 0
+    held = p.r * p.s <= _HELD_TAPS
+    w, turn = (o.w, []) if held else turned(o.w)
+    w_map, w_tap_h, w_tap_w = (o.w.stride(0), o.w.stride(2), o.w.stride(3)) if held else (1, p.s * p.k, p.k)
+    if p.direction == "dgrad":  # the filter turned around, which begins with the last tap
+        top, left = (p.r - 1) * p.dilation[0] - top, (p.s - 1) * p.dilation[1] - left
+        size, w_start = (p.h, p.w), (p.r - 1) * w_tap_h + (p.s - 1) * w_tap_w
+        w_tap_h, w_tap_w = -w_tap_h, -w_tap_w
+    arguments = shared | {
+        "w": w, "w_start": w_start, "w_map": w_map, "w_tap_h": w_tap_h, "w_tap_w": w_tap_w,
+        "points": p.n * size[1], "rows": size[0], "cols": size[1],
+        "stride_h": p.stride[0], "stride_w": p.stride[1], "pad_top": top, "pad_left": left,
+        "dilation_h": p.dilation[0], "dilation_w": p.dilation[1], "sweeps": sweeps,
+        "TAPS_H": p.r, "TAPS_W": p.s, "STEP": step, "HELD": held,
+        "ROWS": rows, "BLOCK_P": block_p, "BLOCK_C": block_c,
+    }  # fmt: skip
+    grid = (cdiv(p.n * size[1], block_p) * cdiv(p.c, block_c), sweeps * cdiv(cdiv(size[0], sweeps), rows))
+    return [*turn, Launch(sweep_kernel, grid, in_units(arguments), config)]
+
+
+def _gather(p: ConvProblem, o: Operands, config: Config, shared: dict[str, Any]) -> Sequence[Launch]:
+    _, block_p, block_c = config.tile
+    w, turn = turned(o.w)
+    (top, left), (dilation_h, dilation_w) = p.padding[:2], p.dilation
+    if p.direction == "fprop":
+        residues, stride, size = (1, 1), p.stride, (p.p, p.q)
+        off, tap = (-top, -left), (dilation_h, dilation_w)
+    else:
+        residues, stride, size = p.stride, (1, 1), (p.h, p.w)
+        off, tap = (top, left), (-dilation_h, -dilation_w)
+    rows, cols = cdiv(size[0], residues[0]), cdiv(size[1], residues[1])
+    points = p.n * rows * cols
+    arguments = shared | {
+        "w": w, "points": points, "rows": rows, "cols": cols, "out_h": size[0], "out_w": size[1],
+        "residues_h": residues[0], "residues_w": residues[1], "stride_h": stride[0], "stride_w": stride[1],
+        "off_h": off[0], "off_w": off[1], "tap_h": tap[0], "tap_w": tap[1], "taps_h": p.r, "taps_w": p.s,
+        "BLOCK_P": block_p, "BLOCK_C": block_c,
+    }  # fmt: skip
+    grid = (residues[0] * residues[1] * cdiv(points, block_p) * cdiv(p.c, block_c),)
+    return [*turn, Launch(gather_kernel, grid, in_units(arguments), config)]
+
+
+def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+    rows, block_p, block_c = config.tile
+    sweeps, step = sweeps_of(p.stride[0], p.dilation[0])
+    one_pass = p.r * p.s <= _ONE_PASS_TAPS and p.r <= _SWEPT_ROWS
+    taps_h, taps_w = (p.r, p.s) if one_pass else (1, min(p.s, _SPLIT_TAPS))
+    tap_blocks = cdiv(p.r, taps_h) * cdiv(p.s, taps_w)
+    points = p.n * p.q
+    bands = sweeps * cdiv(cdiv(p.p, sweeps), rows)
+    units = cdiv(points, block_p) * bands
+    splits = cdiv(units, cdiv(units, cdiv(_PROGRAMS, cdiv(p.c, block_c) * tap_blocks)))
+    slices = torch.empty(splits, o.w.numel(), dtype=torch.float32, device=o.w.device)
+    bias_slices = None if o.dbias is None else torch.empty(splits, p.k, dtype=torch.float32, device=o.w.device)
+    dy_image, dy_row, dy_pixel = image_strides(o.y)
+    x_image, x_row, x_pixel = image_strides(o.x)
+    arguments: dict[str, Any] = {
+        "dy": o.y, "x": o.x, "slices": slices, "bias_slices": bias_slices, "x_scale": o.x_scale, "x_shift": o.x_shift,
+        "points": points, "rows": p.p, "cols": p.q, "maps": p.c, "in_h": p.h, "in_w": p.w,
+        "bands": bands, "units": units, "per_split": cdiv(units, splits),
+        "dy_image": dy_image, "dy_row": dy_row, "dy_pixel": dy_pixel,
+        "x_image": x_image, "x_row": x_row, "x_pixel": x_pixel,
+        "stride_h": p.stride[0], "stride_w": p.stride[1], "pad_top": p.padding[0], "pad_left": p.padding[1],
+        "dilation_h": p.dilation[0], "dilation_w": p.dilation[1], "sweeps": sweeps,
+        "taps_h": p.r, "taps_w": p.s, "x_alpha": p.prologue.alpha,
+        "TAPS_H": taps_h, "TAPS_W": taps_w, "STEP": step, "X_ACTIVATION": p.prologue.activation,
+        "ROWS": rows, "BLOCK_P": block_p, "BLOCK_C": block_c,
+    }  # fmt: skip
+    grid = (cdiv(p.c, block_c), splits, tap_blocks)
+    launches = [Launch(wgrad_kernel, grid, in_units(arguments), config), add_slices(slices, o.w)]
+    return launches if bias_slices is None else [*launches, add_slices(bias_slices, o.dbias)]
+
+
+def _pick(p: ConvProblem, chip: Chip) -> Config:
+    """The tallest tile of which every multiprocessor has 8 or more, else the lowest.
+
+    Where weights are read in the loop, 16 elements to a thread share each of them; where they are held, 8 fit beside.
+    """
+    rows, cols = (p.p, p.q) if p.direction == "fprop" else (p.h, p.w)
+    width = 64 if p.c > 32 else 32
+    block_p = 32 if width == 32 or not (_swept(p) and p.r * p.s <= _HELD_TAPS) else 16
+    fitting = [config for config in CONFIGS[:-1] if config.tile[1:] == (block_p, width)]
+
+    def programs(config: Config) -> int:
+        return cdiv(p.n * cols, block_p) * cdiv(p.c, width) * cdiv(rows, config.tile[0])
+
+    return next((config for config in fitting if programs(config) >= 8 * chip.multiprocessors), fitting[-1])
+
+
+def _pick_wgrad(p: ConvProblem, chip: Chip) -> Config:
+    """8 elements to a thread where the sums of all taps still fit its registers."""
+    few = p.r * p.s <= _HELD_TAPS or p.r * p.s > _ONE_PASS_TAPS
+    width = 64 if p.c > 32 else 32
+    return next(c for c in WGRAD_CONFIGS if c.tile[2] == width and c.tile[1] * width == (1024 if few else 512))
+
+
+def _why_not(p: ConvProblem) -> str:
+    if not p.groups == p.c == p.k:
+        return "needs one filter per map: groups == C == K"
+    return ""
+
+
+def _rather_not(p: ConvProblem) -> str:
+    return ""
+
+
+KERNELS = (
+    TritonKernel("depthwise", "fprop", CONFIGS, _why_not, _rather_not, _pick, _launches),
+    TritonKernel("depthwise", "dgrad", CONFIGS, _why_not, _rather_not, _pick, _launches),
+    TritonKernel("depthwise", "wgrad", WGRAD_CONFIGS, _why_not, _rather_not, _pick_wgrad, _wgrad),
+)
