@@ -43,14 +43,42 @@ WGRAD_CONFIGS = (
     Config((16, 16, 16), 1, 2),
 )
 
+# Descriptor kernels: rows of 64 bf16 or 32 float32 are the widest that are copied in one piece.
+POINTWISE_CONFIGS = (
+    Config((128, 128, 64), 8, 3),
+    Config((128, 128, 32), 8, 3),
+    Config((128, 64, 64), 4, 3),
+    Config((64, 128, 64), 4, 3),
+    Config((128, 64, 32), 4, 4),
+    Config((64, 64, 64), 4, 3),
+    Config((64, 64, 32), 8, 4),
+    Config((128, 32, 32), 4, 4),
+    Config((64, 32, 32), 4, 4),
+    Config((32, 32, 32), 2, 4),
+    Config((16, 16, 16), 1, 2),
+)
+
+POINTWISE_WGRAD_CONFIGS = (
+    Config((128, 128, 64), 8, 3),
+    Config((128, 128, 32), 8, 3),
+    Config((64, 128, 64), 8, 3),
+    Config((64, 64, 64), 8, 3),
+    Config((64, 32, 64), 4, 3),
+    Config((32, 32, 64), 2, 3),
+    Config((16, 16, 16), 1, 2),
+)
+
 _ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 _REGISTERS = 160  # a thread's share of the sums: the rest of its 255 holds addresses and operands
 
 
-def why_not_fit(config: Config, dtype: str, chip: Chip) -> str:
-    """Empty, or why a GEMM tile cannot run on the chip; asked by the heuristic, the tuner and the tests."""
+def why_not_fit(config: Config, dtype: str, chip: Chip, overlapped: bool = False) -> str:
+    """Empty, or why a GEMM tile cannot run on the chip; asked by the heuristic, the tuner and the tests.
+
+    An overlapped epilogue has its tiles of y and of the residual in shared memory while the stages are still in use.
+    """
     m, n, k = config.tile
-    shared = config.stages * (m * k + k * n) * _ELEMENT_BYTES[dtype]
+    shared = (config.stages * (m * k + k * n) + 2 * m * n * overlapped) * _ELEMENT_BYTES[dtype]
     if shared > chip.shared_bytes:
         return (
             f"its {config.stages} stages take {shared} bytes of shared memory, of which there are {chip.shared_bytes}"
@@ -60,20 +88,24 @@ def why_not_fit(config: Config, dtype: str, chip: Chip) -> str:
     return ""
 
 
-def _best(configs: tuple[Config, ...], dtype: str, chip: Chip, m: int, n: int, k: int, copies: int) -> Config:
+def _best(
+    configs: tuple[Config, ...], dtype: str, chip: Chip, m: int, n: int, k: int, copies: int, overlapped: bool = False
+) -> Config:  # fmt: skip
     """The config with the least estimated time for `copies` products of m x n x k.
 
     Time is that of the multiprocessors' rounds, in each of which every one of them computes a tile at a rate that
-    grows with the bytes it reuses: m * n / (m + n), up to where the tensor cores are the bound.
+    grows with the bytes it reuses: m * n / (m + n), up to where the tensor cores are the bound. The stages are filled
+    anew for each tile, or once if one tile's epilogue overlaps the next one's loads.
     """
 
     def time(config: Config) -> float:
         bm, bn, bk = config.tile
         rounds = cdiv(cdiv(m, bm) * cdiv(n, bn) * copies, chip.multiprocessors)
         reuse = min(bm * bn / (bm + bn), 64.0)
-        return rounds * bm * bn * (cdiv(k, bk) * bk + 2 * bk * config.stages) / reuse
+        fills = 1 if overlapped else rounds
+        return bm * bn * (rounds * cdiv(k, bk) * bk + fills * 2 * bk * config.stages) / reuse
 
-    return min((config for config in configs if not why_not_fit(config, dtype, chip)), key=time)
+    return min((config for config in configs if not why_not_fit(config, dtype, chip, overlapped)), key=time)
 
 
 def pick_gemm(p: ConvProblem, chip: Chip) -> Config:
@@ -83,6 +115,18 @@ def pick_gemm(p: ConvProblem, chip: Chip) -> Config:
     columns, depth = (p.k, p.c) if fprop else (p.c, p.k)
     taps = p.r * p.s if fprop else cdiv(p.r, p.stride[0]) * cdiv(p.s, p.stride[1])
     return _best(GEMM_CONFIGS, p.dtype, chip, max(pixels, 1), columns // p.groups, depth // p.groups * taps, p.groups)
+
+
+def pick_pointwise(p: ConvProblem, chip: Chip) -> Config:
+    """The tile for fprop or dgrad of a 1x1 convolution by the persistent kernel."""
+    columns, depth = (p.k, p.c) if p.direction == "fprop" else (p.c, p.k)
+    return _best(POINTWISE_CONFIGS, p.dtype, chip, p.n * p.h * p.w, columns, depth, 1, overlapped=True)
+
+
+def pick_pointwise_wgrad(p: ConvProblem, chip: Chip) -> Config:
+    """The tile for wgrad of a 1x1 convolution on descriptors; its pixels are split as in :func:`pick_wgrad`."""
+    pixels = cdiv(p.n * p.h * p.w, chip.multiprocessors)
+    return _best(POINTWISE_WGRAD_CONFIGS, p.dtype, chip, p.k, p.c, pixels, chip.multiprocessors)
 
 
 def pick_wgrad(p: ConvProblem, chip: Chip) -> Config:

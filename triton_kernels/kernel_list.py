@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnnkern.triton_kernels import implicit_gemm
+from cnnkern.triton_kernels import implicit_gemm, pointwise
 from cnnkern.triton_kernels.launch import TritonKernel
 
-KERNELS: tuple[TritonKernel, ...] = (*implicit_gemm.KERNELS,)
+KERNELS: tuple[TritonKernel, ...] = (*pointwise.KERNELS, *implicit_gemm.KERNELS)

@@ -57,7 +57,7 @@ def listed() -> dict[str, tuple[TritonKernel, Config]]:
     from cnnkern.triton_kernels.kernel_list import KERNELS
 
     return {
-        f"triton_{kernel.family}_{kernel.direction}_{dtype}_nhwc_{config}__sm{OLDEST}": (kernel, config)
+        f"triton_{kernel.family}_{kernel.direction}_{dtype}_nhwc_{config}__sm{kernel.capability}": (kernel, config)
         for kernel in KERNELS
         for dtype in kernel.dtypes
         for config in kernel.configs
@@ -83,6 +83,8 @@ class TritonBackend:
         ]
 
     def _asked(self, name: str, kernel: TritonKernel, config: Config, problem: ConvProblem, flags: int) -> Candidate:
+        if kernel.capability > chip().capability:
+            return Candidate(name, f"it needs compute capability {kernel.capability / 10}")
         if kernel.aligned and flags & UNALIGNED:
             return Candidate(name, "an operand does not begin at a multiple of 16 bytes")
         if why_not := kernel.why_not(problem):
