@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cnnkern.triton_kernels import implicit_gemm, pointwise
+from cnnkern.triton_kernels import im2col, implicit_gemm, pointwise
 from cnnkern.triton_kernels.launch import TritonKernel
 
-KERNELS: tuple[TritonKernel, ...] = (*pointwise.KERNELS, *implicit_gemm.KERNELS)
+KERNELS: tuple[TritonKernel, ...] = (*pointwise.KERNELS, *implicit_gemm.KERNELS, *im2col.KERNELS)
