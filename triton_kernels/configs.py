@@ -68,6 +68,27 @@ POINTWISE_WGRAD_CONFIGS = (
     Config((16, 16, 16), 1, 2),
 )
 
+# Gathered operands: an address an element, so more warps share a tile.
+DIRECT_CONFIGS = (
+    Config((64, 128, 32), 8, 2),
+    Config((128, 64, 32), 8, 2),
+    Config((128, 32, 32), 8, 2),
+    Config((64, 64, 32), 4, 2),
+    Config((64, 32, 32), 4, 2),
+    Config((128, 16, 32), 8, 2),
+    Config((32, 32, 32), 4, 2),
+    Config((16, 16, 16), 1, 2),
+)
+
+DIRECT_WGRAD_CONFIGS = (
+    Config((128, 64, 32), 8, 2),
+    Config((64, 64, 32), 8, 2),
+    Config((64, 32, 32), 8, 2),
+    Config((32, 32, 32), 4, 2),
+    Config((16, 32, 64), 4, 2),
+    Config((16, 16, 16), 1, 2),
+)
+
 _ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 _REGISTERS = 160  # a thread's share of the sums: the rest of its 255 holds addresses and operands
 
@@ -120,13 +141,22 @@ def pick_gemm(p: ConvProblem, chip: Chip) -> Config:
 def pick_pointwise(p: ConvProblem, chip: Chip) -> Config:
     """The tile for fprop or dgrad of a 1x1 convolution by the persistent kernel."""
     columns, depth = (p.k, p.c) if p.direction == "fprop" else (p.c, p.k)
-    return _best(POINTWISE_CONFIGS, p.dtype, chip, p.n * p.h * p.w, columns, depth, 1, overlapped=True)
+    return _best(POINTWISE_CONFIGS, p.dtype, chip, max(p.n * p.h * p.w, 1), columns, depth, 1, overlapped=True)
 
 
 def pick_pointwise_wgrad(p: ConvProblem, chip: Chip) -> Config:
     """The tile for wgrad of a 1x1 convolution on descriptors; its pixels are split as in :func:`pick_wgrad`."""
-    pixels = cdiv(p.n * p.h * p.w, chip.multiprocessors)
+    pixels = max(cdiv(p.n * p.h * p.w, chip.multiprocessors), 1)
     return _best(POINTWISE_WGRAD_CONFIGS, p.dtype, chip, p.k, p.c, pixels, chip.multiprocessors)
+
+
+def pick_direct(p: ConvProblem, chip: Chip) -> Config:
+    """The tile for a convolution whose whole filter is one sum, and in wgrad one row."""
+    filter_size = p.r * p.s * p.c
+    if p.direction == "fprop":
+        return _best(DIRECT_CONFIGS, p.dtype, chip, max(p.n * p.p * p.q, 1), p.k, filter_size, 1)
+    pixels = max(cdiv(p.n * p.p * p.q, chip.multiprocessors), 1)
+    return _best(DIRECT_WGRAD_CONFIGS, p.dtype, chip, p.k, filter_size, pixels, chip.multiprocessors)
 
 
 def pick_wgrad(p: ConvProblem, chip: Chip) -> Config:

@@ -36,29 +36,48 @@ from cnnkern.triton_kernels.launch import Chip, Config, Launch, Operands, Triton
 
 
 @triton.jit
+def patches(
+    x, x_scale, x_shift, point, column,  # output pixels, and columns of them
+    points, rows, cols, width,  # how many there are: output pixels, of an image; columns of a pixel
+    in_h, in_w, c, x_image, x_row, x_pixel,  # c: maps of a group
+    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, x_alpha,
+    TAPS: tl.constexpr, TAPS_W: tl.constexpr, X_ACTIVATION: tl.constexpr,
+):  # fmt: skip
+    """A tile [pixels, columns] of the columns, zero where there are none."""
+    column_mask = column < width
+    map_ = column // (TAPS * c) * c + column % c
+    tap = column // c % TAPS
+    tap_h, tap_w = tap // TAPS_W * dilation_h, tap % TAPS_W * dilation_w
+    h = point // cols % rows * stride_h - pad_top
+    w_ = point % cols * stride_w - pad_left
+    corner = (point // (rows * cols)).to(tl.int64) * x_image + h.to(tl.int64) * x_row + w_.to(tl.int64) * x_pixel
+    offsets = corner[:, None] + (tap_h.to(tl.int64) * x_row + tap_w * x_pixel + map_)[None, :]
+    # A pixel or column that is not there is put out of reach; below 0 is far above the last row, read as unsigned.
+    h = tl.where(point < points, h, 1 << 29)
+    tap_h = tl.where(column_mask, tap_h, 1 << 29)
+    inside_h = (h[:, None] + tap_h[None, :]).to(tl.uint32, bitcast=True) < in_h
+    mask = inside_h & ((w_[:, None] + tap_w[None, :]).to(tl.uint32, bitcast=True) < in_w)
+    tile = tl.load(x + offsets, mask=mask, other=0.0)
+    return prologue(tile, mask, x_scale, x_shift, map_, column_mask, X_ACTIVATION, x_alpha)
+
+
+@triton.jit
 def im2col_kernel(
     x, columns, x_scale, x_shift,
-    points, rows, cols, width,  # output pixels: all, of an image; columns of a pixel
-    in_h, in_w, c, x_image, x_row, x_pixel,  # c: maps of a group
+    points, rows, cols, width, in_h, in_w, c, x_image, x_row, x_pixel,
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, x_alpha,
     TAPS: tl.constexpr, TAPS_W: tl.constexpr, X_ACTIVATION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Copies a tile of output pixels x columns; grid (tiles of pixels, tiles of columns)."""
     point = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    image = (point // (rows * cols)).to(tl.int64)
     column = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    column_mask = column < width
-    tap = column // c % TAPS
-    map_ = column // (TAPS * c) * c + column % c
-    h = (point // cols % rows * stride_h - pad_top)[:, None] + (tap // TAPS_W * dilation_h)[None, :]
-    w_ = (point % cols * stride_w - pad_left)[:, None] + (tap % TAPS_W * dilation_w)[None, :]
-    there = (point < points)[:, None] & column_mask[None, :]
-    inside = there & (h >= 0) & (h < in_h) & (w_ >= 0) & (w_ < in_w)
-    offsets = (image * x_image)[:, None] + h.to(tl.int64) * x_row + w_.to(tl.int64) * x_pixel + map_[None, :]
-    tile = tl.load(x + offsets, mask=inside, other=0.0)
-    tile = prologue(tile, inside, x_scale, x_shift, map_, column_mask, X_ACTIVATION, x_alpha)
-    tl.store(columns + (point.to(tl.int64) * width)[:, None] + column[None, :], tile, mask=there)
+    tile = patches(
+        x, x_scale, x_shift, point, column, points, rows, cols, width, in_h, in_w, c, x_image, x_row, x_pixel,
+        stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, x_alpha, TAPS, TAPS_W, X_ACTIVATION,
+    )  # fmt: skip
+    mask = (point < points)[:, None] & (column < width)[None, :]
+    tl.store(columns + (point.to(tl.int64) * width)[:, None] + column[None, :], tile, mask=mask)
 
 
 @triton.jit

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from cnnkern.triton_kernels import im2col, implicit_gemm, pointwise
+from cnnkern.triton_kernels import direct, im2col, implicit_gemm, pointwise
 from cnnkern.triton_kernels.launch import TritonKernel
 
-KERNELS: tuple[TritonKernel, ...] = (*pointwise.KERNELS, *implicit_gemm.KERNELS, *im2col.KERNELS)
+KERNELS: tuple[TritonKernel, ...] = (
+    *direct.KERNELS,
+    *pointwise.KERNELS,
+    *implicit_gemm.KERNELS,
+    *im2col.KERNELS,
+)
