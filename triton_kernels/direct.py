@@ -162,8 +162,8 @@ def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
 def _why_not(p: ConvProblem) -> str:
     if p.groups > 1:
         return "it has groups"
-    if p.c > 8:
-        return f"it has {p.c} input maps, of which this family takes 8 or fewer"
+    if not 1 <= p.c <= 8:
+        return f"it has {p.c} input maps, and this family is for 1 to 8"
     return ""
 
 

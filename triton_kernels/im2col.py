@@ -131,7 +131,7 @@ def _columns(p: ConvProblem, like: Tensor, dtype: torch.dtype) -> Tensor:
 def _on_columns(p: ConvProblem, o: Operands, columns: Tensor, config: Config) -> Sequence[Launch]:
     """What computes the product with the columns; raises ValueError if w has gaps between its taps."""
     try:
-        w = o.w.permute(0, 2, 3, 1).view(p.k, -1, 1, 1)
+        w = o.w.permute(0, 2, 3, 1).view(p.k, p.c // p.groups * p.r * p.s, 1, 1)
     except RuntimeError as error:
         raise ValueError("im2col needs a w without gaps between its taps") from error
     operands = replace(o, x=columns, w=w, x_scale=None, x_shift=None)

@@ -131,7 +131,7 @@ def matrix(tensor: torch.Tensor) -> torch.Tensor | None:
     except RuntimeError:  # gaps between rows or images
         return None
     pixel, between = flat.stride()
-    return flat if between == 1 and pixel >= c and pixel * tensor.element_size() % 16 == 0 else None
+    return flat if between == 1 and pixel >= c > 0 and pixel * tensor.element_size() % 16 == 0 else None
 
 
 def _product(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:

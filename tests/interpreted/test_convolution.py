@@ -104,6 +104,22 @@ def test_nan_and_infinity_stay_where_they_are(name):
 
 
 @pytest.mark.parametrize("name", [name for name in SMALLEST if "_f32_" in name])
+def test_gaps_between_rows(name):
+    """x and dy are every other row of taller images."""
+    problem = computable(name, GRID)[-1]
+    given = testing.operands(problem, fill="integers")
+    given = replace(given, x=every_other_row(given.x), dy=every_other_row(given.dy))
+    result, truth = testing.run(problem, given, name, operators=gpu), testing.oracle(problem, given)
+    assert torch.equal(result, truth.to(result.dtype)), problem
+
+
+def every_other_row(tensor):
+    n, c, h, w = tensor.shape
+    tall = torch.full((n, c, 2 * h, w), torch.nan).contiguous(memory_format=torch.channels_last)
+    return tall[:, :, ::2].copy_(tensor)
+
+
+@pytest.mark.parametrize("name", [name for name in SMALLEST if "_f32_" in name])
 def test_larger_tiles(name):
     """One problem in each config of the kernel."""
     kernel = SMALLEST[name]
