@@ -51,7 +51,7 @@ POINTWISE_CONFIGS = (
     Config((64, 128, 64), 4, 3),
     Config((128, 64, 32), 4, 4),
     Config((64, 64, 64), 4, 3),
-    Config((64, 64, 32), 8, 4),
+    Config((64, 64, 32), 4, 3),
     Config((128, 32, 32), 4, 4),
     Config((64, 32, 32), 4, 4),
     Config((32, 32, 32), 2, 4),
@@ -59,8 +59,8 @@ POINTWISE_CONFIGS = (
 )
 
 POINTWISE_WGRAD_CONFIGS = (
-    Config((128, 128, 64), 8, 3),
     Config((128, 128, 32), 8, 3),
+    Config((128, 128, 64), 8, 3),
     Config((64, 128, 64), 8, 3),
     Config((64, 64, 64), 8, 3),
     Config((64, 32, 64), 4, 3),
@@ -109,24 +109,20 @@ def why_not_fit(config: Config, dtype: str, chip: Chip, overlapped: bool = False
     return ""
 
 
-def _best(
-    configs: tuple[Config, ...], dtype: str, chip: Chip, m: int, n: int, k: int, copies: int, overlapped: bool = False
-) -> Config:  # fmt: skip
+def _best(configs: tuple[Config, ...], dtype: str, chip: Chip, m: int, n: int, k: int, copies: int) -> Config:
     """The config with the least estimated time for `copies` products of m x n x k.
 
     Time is that of the multiprocessors' rounds, in each of which every one of them computes a tile at a rate that
-    grows with the bytes it reuses: m * n / (m + n), up to where the tensor cores are the bound. The stages are filled
-    anew for each tile, or once if one tile's epilogue overlaps the next one's loads.
+    grows with the bytes it reuses: m * n / (m + n), up to where the tensor cores are the bound.
     """
 
     def time(config: Config) -> float:
         bm, bn, bk = config.tile
         rounds = cdiv(cdiv(m, bm) * cdiv(n, bn) * copies, chip.multiprocessors)
         reuse = min(bm * bn / (bm + bn), 64.0)
-        fills = 1 if overlapped else rounds
-        return bm * bn * (rounds * cdiv(k, bk) * bk + fills * 2 * bk * config.stages) / reuse
+        return rounds * bm * bn * (cdiv(k, bk) * bk + 2 * bk * config.stages) / reuse
 
-    return min((config for config in configs if not why_not_fit(config, dtype, chip, overlapped)), key=time)
+    return min((config for config in configs if not why_not_fit(config, dtype, chip)), key=time)
 
 
 def pick_gemm(p: ConvProblem, chip: Chip) -> Config:
@@ -138,16 +134,36 @@ def pick_gemm(p: ConvProblem, chip: Chip) -> Config:
     return _best(GEMM_CONFIGS, p.dtype, chip, max(pixels, 1), columns // p.groups, depth // p.groups * taps, p.groups)
 
 
+def _step(config: Config) -> float:
+    """The estimated time of one step of a descriptor kernel's tile: as above, but not less than its barrier's wait."""
+    bm, bn, bk = config.tile
+    return max(bm * bn * bk / min(bm * bn / (bm + bn), 64.0), 4096.0)
+
+
 def pick_pointwise(p: ConvProblem, chip: Chip) -> Config:
-    """The tile for fprop or dgrad of a 1x1 convolution by the persistent kernel."""
+    """The tile for fprop or dgrad of a 1x1 convolution by the persistent kernel, which fills its stages once."""
+    pixels = p.n * p.h * p.w
     columns, depth = (p.k, p.c) if p.direction == "fprop" else (p.c, p.k)
-    return _best(POINTWISE_CONFIGS, p.dtype, chip, max(p.n * p.h * p.w, 1), columns, depth, 1, overlapped=True)
+
+    def time(config: Config) -> float:
+        bm, bn, bk = config.tile
+        return cdiv(cdiv(pixels, bm) * cdiv(columns, bn), chip.multiprocessors) * cdiv(depth, bk) * _step(config)
+
+    in_one_piece = [config for config in POINTWISE_CONFIGS if config.tile[2] * _ELEMENT_BYTES[p.dtype] <= 128]
+    return min((config for config in in_one_piece if not why_not_fit(config, p.dtype, chip, overlapped=True)), key=time)
 
 
 def pick_pointwise_wgrad(p: ConvProblem, chip: Chip) -> Config:
-    """The tile for wgrad of a 1x1 convolution on descriptors; its pixels are split as in :func:`pick_wgrad`."""
-    pixels = max(cdiv(p.n * p.h * p.w, chip.multiprocessors), 1)
-    return _best(POINTWISE_WGRAD_CONFIGS, p.dtype, chip, p.k, p.c, pixels, chip.multiprocessors)
+    """The tile for wgrad of a 1x1 convolution on descriptors."""
+    pixels = p.n * p.h * p.w
+
+    def time(config: Config) -> float:
+        bm, bn, bp = config.tile
+        tiles = cdiv(p.k, bm) * cdiv(p.c, bn)
+        splits = wgrad_splits(pixels, tiles, bp)
+        return cdiv(tiles * splits, chip.multiprocessors) * cdiv(cdiv(pixels, bp), splits) * _step(config)
+
+    return min((config for config in POINTWISE_WGRAD_CONFIGS if not why_not_fit(config, p.dtype, chip)), key=time)
 
 
 def pick_direct(p: ConvProblem, chip: Chip) -> Config:
