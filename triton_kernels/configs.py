@@ -43,17 +43,64 @@ WGRAD_CONFIGS = (
     Config((16, 16, 16), 1, 2),
 )
 
+# Descriptor kernels: rows of 64 bf16 or 32 float32 are the widest that are copied in one piece.
+POINTWISE_CONFIGS = (
+    Config((128, 128, 64), 8, 3),
+    Config((128, 128, 32), 8, 3),
+    Config((128, 64, 64), 4, 3),
+    Config((64, 128, 64), 4, 3),
+    Config((128, 64, 32), 4, 4),
+    Config((64, 64, 64), 4, 3),
+    Config((64, 64, 32), 4, 3),
+    Config((128, 32, 32), 4, 4),
+    Config((64, 32, 32), 4, 4),
+    Config((32, 32, 32), 2, 4),
+    Config((16, 16, 16), 1, 2),
+)
+
+POINTWISE_WGRAD_CONFIGS = (
+    Config((128, 128, 32), 8, 3),
+    Config((128, 128, 64), 8, 3),
+    Config((64, 128, 64), 8, 3),
+    Config((64, 64, 64), 8, 3),
+    Config((64, 32, 64), 4, 3),
+    Config((32, 32, 64), 2, 3),
+    Config((16, 16, 16), 1, 2),
+)
+
+# Gathered operands: an address an element, so more warps share a tile.
+DIRECT_CONFIGS = (
+    Config((64, 128, 32), 8, 2),
+    Config((128, 64, 32), 8, 2),
+    Config((128, 32, 32), 8, 2),
+    Config((64, 64, 32), 4, 2),
+    Config((64, 32, 32), 4, 2),
+    Config((128, 16, 32), 8, 2),
+    Config((32, 32, 32), 4, 2),
+    Config((16, 16, 16), 1, 2),
+)
+
+DIRECT_WGRAD_CONFIGS = (
+    Config((128, 64, 32), 8, 2),
+    Config((64, 64, 32), 8, 2),
+    Config((64, 32, 32), 8, 2),
+    Config((32, 32, 32), 4, 2),
+    Config((16, 32, 64), 4, 2),
+    Config((16, 16, 16), 1, 2),
+)
+
 _ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 _REGISTERS = 160  # a thread's share of the sums: the rest of its 255 holds addresses and operands
 
 
-def why_not_fit(config: Config, dtype: str, chip: Chip, depth: int) -> str:
+def why_not_fit(config: Config, dtype: str, chip: Chip, depth: int = 4, overlapped: bool = False) -> str:
     """Empty, or why a GEMM tile cannot run on the chip; asked by the heuristic, the tuner and the tests.
 
     depth is the number of maps that lie next to each other in a pixel: where it is odd, elements are loaded one by one.
+    An overlapped epilogue has its tiles of y and of the residual in shared memory while the stages are still in use.
     """
     m, n, k = config.tile
-    shared = config.stages * (m * k + k * n) * _ELEMENT_BYTES[dtype]
+    shared = (config.stages * (m * k + k * n) + 2 * m * n * overlapped) * _ELEMENT_BYTES[dtype]
     if shared > chip.shared_bytes:
         return (
             f"its {config.stages} stages take {shared} bytes of shared memory, of which there are {chip.shared_bytes}"
@@ -93,6 +140,47 @@ def pick_gemm(p: ConvProblem, chip: Chip) -> Config:
     taps = p.r * p.s if fprop else cdiv(p.r, p.stride[0]) * cdiv(p.s, p.stride[1])
     depth //= p.groups
     return _best(GEMM_CONFIGS, p.dtype, chip, max(pixels, 1), columns // p.groups, depth * taps, p.groups, depth)
+
+
+def _step(config: Config) -> float:
+    """The estimated time of one step of a descriptor kernel's tile: as above, but not less than its barrier's wait."""
+    bm, bn, bk = config.tile
+    return max(bm * bn * bk / min(bm * bn / (bm + bn), 64.0), 4096.0)
+
+
+def pick_pointwise(p: ConvProblem, chip: Chip) -> Config:
+    """The tile for fprop or dgrad of a 1x1 convolution by the persistent kernel, which fills its stages once."""
+    pixels = p.n * p.h * p.w
+    columns, depth = (p.k, p.c) if p.direction == "fprop" else (p.c, p.k)
+
+    def time(config: Config) -> float:
+        bm, bn, bk = config.tile
+        return cdiv(cdiv(pixels, bm) * cdiv(columns, bn), chip.multiprocessors) * cdiv(depth, bk) * _step(config)
+
+    in_one_piece = [config for config in POINTWISE_CONFIGS if config.tile[2] * _ELEMENT_BYTES[p.dtype] <= 128]
+    return min((config for config in in_one_piece if not why_not_fit(config, p.dtype, chip, overlapped=True)), key=time)
+
+
+def pick_pointwise_wgrad(p: ConvProblem, chip: Chip) -> Config:
+    """The tile for wgrad of a 1x1 convolution on descriptors."""
+    pixels = p.n * p.h * p.w
+
+    def time(config: Config) -> float:
+        bm, bn, bp = config.tile
+        tiles = cdiv(p.k, bm) * cdiv(p.c, bn)
+        splits = wgrad_splits(pixels, tiles, bp)
+        return cdiv(tiles * splits, chip.multiprocessors) * cdiv(cdiv(pixels, bp), splits) * _step(config)
+
+    return min((config for config in POINTWISE_WGRAD_CONFIGS if not why_not_fit(config, p.dtype, chip)), key=time)
+
+
+def pick_direct(p: ConvProblem, chip: Chip) -> Config:
+    """The tile for a convolution whose whole filter is one sum, and in wgrad one row."""
+    filter_size = p.r * p.s * p.c
+    if p.direction == "fprop":
+        return _best(DIRECT_CONFIGS, p.dtype, chip, max(p.n * p.p * p.q, 1), p.k, filter_size, 1)
+    pixels = max(cdiv(p.n * p.p * p.q, chip.multiprocessors), 1)
+    return _best(DIRECT_WGRAD_CONFIGS, p.dtype, chip, p.k, filter_size, pixels, chip.multiprocessors)
 
 
 def pick_wgrad(p: ConvProblem, chip: Chip) -> Config:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from cnnkern.triton_kernels import depthwise, grouped, implicit_gemm
+from cnnkern.triton_kernels import depthwise, direct, grouped, im2col, implicit_gemm, pointwise
 from cnnkern.triton_kernels.launch import TritonKernel
 
-KERNELS: tuple[TritonKernel, ...] = (*depthwise.KERNELS, *grouped.KERNELS, *implicit_gemm.KERNELS)
+KERNELS: tuple[TritonKernel, ...] = (
+    *depthwise.KERNELS,
+    *grouped.KERNELS,
+    *direct.KERNELS,
+    *pointwise.KERNELS,
+    *implicit_gemm.KERNELS,
+    *im2col.KERNELS,
+)

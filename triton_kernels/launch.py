@@ -86,6 +86,8 @@ class TritonKernel:
     dtypes: tuple[str, ...] = ("f32", "bf16", "f16")
     aligned: bool = False
     """Whether every operand has to begin at a multiple of 16 bytes."""
+    capability: int = 80
+    """The compute capability from which on it runs."""
 
 
 def run(launches: Sequence[Launch]) -> None:

@@ -58,7 +58,7 @@ def _kernels() -> tuple[TritonKernel, ...]:
 
 
 def _name(kernel: TritonKernel, dtype: str, config: Config) -> str:
-    return f"triton_{kernel.family}_{kernel.direction}_{dtype}_nhwc_{config}__sm{OLDEST}"
+    return f"triton_{kernel.family}_{kernel.direction}_{dtype}_nhwc_{config}__sm{kernel.capability}"
 
 
 @functools.cache
@@ -97,6 +97,8 @@ def _answers(kernel: TritonKernel, problem: ConvProblem, flags: int) -> Iterator
     why_not = kernel.why_not(problem)
     if kernel.aligned and flags & UNALIGNED:
         why_not = "an operand does not begin at a multiple of 16 bytes"
+    if kernel.capability > chip().capability:
+        why_not = f"it needs compute capability {kernel.capability / 10}"
     if why_not:
         yield from ((config, why_not, "") for config in kernel.configs)
         return

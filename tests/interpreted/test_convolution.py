@@ -24,6 +24,8 @@ SHAPES = (
     "n1c17h3w5-k19r3s3-p1",  # a tail in every dimension
     "n1c3h9w11-k5r5s5-u2-p2",  # a stem: 3 maps, a larger filter, unequal sides
     "n2c40h3w4-k33r1s1",  # pointwise, several blocks of the sum
+    "n1c8h1w3-k16r1s1",  # pointwise in whole vectors
+    "n2c40h5w4-k24r1s1",  # and in several tiles
     "n1c8h5w6-k24r1s1-u2",  # pointwise with a stride
     "n1c5h6w4-k7r2s4-p0x1x1x2",  # even filters, uneven padding as of "same"
     "n1c6h9w9-k4r3s3-u2x3-p2x1-l2x3",  # unequal strides, padding and dilation
@@ -99,6 +101,22 @@ def test_nan_and_infinity_stay_where_they_are(name):
         result, truth = testing.run(problem, given, name, operators=gpu), testing.oracle(problem, given)
         assert torch.equal(result.isnan(), truth.isnan()), problem
         assert torch.equal(result.isinf(), truth.isinf()), problem
+
+
+@pytest.mark.parametrize("name", [name for name in SMALLEST if "_f32_" in name])
+def test_gaps_between_rows(name):
+    """x and dy are every other row of taller images."""
+    problem = computable(name, GRID)[-1]
+    given = testing.operands(problem, fill="integers")
+    given = replace(given, x=every_other_row(given.x), dy=every_other_row(given.dy))
+    result, truth = testing.run(problem, given, name, operators=gpu), testing.oracle(problem, given)
+    assert torch.equal(result, truth.to(result.dtype)), problem
+
+
+def every_other_row(tensor):
+    n, c, h, w = tensor.shape
+    tall = torch.full((n, c, 2 * h, w), torch.nan).contiguous(memory_format=torch.channels_last)
+    return tall[:, :, ::2].copy_(tensor)
 
 
 @pytest.mark.parametrize("name", [name for name in SMALLEST if "_f32_" in name])
