@@ -115,7 +115,7 @@ def why_not_fit(config: Config, dtype: str, chip: Chip, depth: int = 4, overlapp
 
 
 def _best(
-    configs: tuple[Config, ...], dtype: str, chip: Chip, m: int, n: int, k: int, copies: int, depth: int
+    configs: tuple[Config, ...], dtype: str, chip: Chip, m: int, n: int, k: int, copies: int, depth: int = 4
 ) -> Config:
     """The config with the least estimated time for `copies` products of m x n x k, of `depth` maps each.
 
