@@ -233,7 +233,7 @@ def test_wrong_arguments():
         conv_bn_act(x, w, ones[:3], ones, None, None, padding=1)
     with pytest.raises(ValueError, match="residual"):
         conv_bn_act(x, w, ones, ones, None, None, padding=1, residual=x)
-    with pytest.raises(ValueError, match=r"x is torch\.float32, w is torch\.float64"):
+    with pytest.raises(ValueError, match="x is torch"):
         conv_bn_act(x, w.double(), ones, ones, None, None)
     with pytest.raises(ValueError, match="unknown activation"):
         conv_bn_act(x, w, ones, ones, None, None, padding=1, activation="gelu")
