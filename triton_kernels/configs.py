@@ -43,7 +43,7 @@ WGRAD_CONFIGS = (
     Config((16, 16, 16), 1, 2),
 )
 
-# Descriptor kernels: rows of 64 bf16 or 32 float32 are the widest that are copied in one piece.
+# Kernels on tensor descriptors, which have a predicate of their own.
 POINTWISE_CONFIGS = (
     Config((128, 128, 64), 8, 3),
     Config((128, 128, 32), 8, 3),
@@ -59,12 +59,14 @@ POINTWISE_CONFIGS = (
 )
 
 POINTWISE_WGRAD_CONFIGS = (
-    Config((128, 128, 32), 8, 3),
     Config((128, 128, 64), 8, 3),
+    Config((128, 128, 32), 8, 3),
     Config((64, 128, 64), 8, 3),
+    Config((64, 128, 32), 8, 3),
     Config((64, 64, 64), 8, 3),
+    Config((64, 64, 32), 8, 3),
     Config((64, 32, 64), 4, 3),
-    Config((32, 32, 64), 2, 3),
+    Config((32, 32, 32), 2, 3),
     Config((16, 16, 16), 1, 2),
 )
 
@@ -93,14 +95,17 @@ _ELEMENT_BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 _REGISTERS = 160  # a thread's share of the sums: the rest of its 255 holds addresses and operands
 
 
-def why_not_fit(config: Config, dtype: str, chip: Chip, depth: int = 4, overlapped: bool = False) -> str:
+def why_not_fit(config: Config, dtype: str, chip: Chip, depth: int = 4, descriptors: bool = False) -> str:
     """Empty, or why a GEMM tile cannot run on the chip; asked by the heuristic, the tuner and the tests.
 
     depth is the number of maps that lie next to each other in a pixel: where it is odd, elements are loaded one by one.
-    An overlapped epilogue has its tiles of y and of the residual in shared memory while the stages are still in use.
+    With descriptors a step is at most the 128 bytes that are copied in one piece, and beside the stages shared memory
+    holds what an epilogue overlaps them with, the tiles of y and of the residual, or float32 operands turned over.
     """
     m, n, k = config.tile
-    shared = (config.stages * (m * k + k * n) + 2 * m * n * overlapped) * _ELEMENT_BYTES[dtype]
+    if descriptors and k * _ELEMENT_BYTES[dtype] > 128:
+        return f"its steps of {k} are more than 128 bytes"
+    shared = (config.stages * (m * k + k * n) + 2 * m * n * descriptors) * _ELEMENT_BYTES[dtype]
     if shared > chip.shared_bytes:
         return (
             f"its {config.stages} stages take {shared} bytes of shared memory, of which there are {chip.shared_bytes}"
@@ -157,8 +162,7 @@ def pick_pointwise(p: ConvProblem, chip: Chip) -> Config:
         bm, bn, bk = config.tile
         return cdiv(cdiv(pixels, bm) * cdiv(columns, bn), chip.multiprocessors) * cdiv(depth, bk) * _step(config)
 
-    in_one_piece = [config for config in POINTWISE_CONFIGS if config.tile[2] * _ELEMENT_BYTES[p.dtype] <= 128]
-    return min((config for config in in_one_piece if not why_not_fit(config, p.dtype, chip, overlapped=True)), key=time)
+    return min((config for config in POINTWISE_CONFIGS if not why_not_fit(config, p.dtype, chip, True)), key=time)
 
 
 def pick_pointwise_wgrad(p: ConvProblem, chip: Chip) -> Config:
@@ -171,7 +175,7 @@ def pick_pointwise_wgrad(p: ConvProblem, chip: Chip) -> Config:
         splits = wgrad_splits(pixels, tiles, bp)
         return cdiv(tiles * splits, chip.multiprocessors) * cdiv(cdiv(pixels, bp), splits) * _step(config)
 
-    return min((config for config in POINTWISE_WGRAD_CONFIGS if not why_not_fit(config, p.dtype, chip)), key=time)
+    return min((config for config in POINTWISE_WGRAD_CONFIGS if not why_not_fit(config, p.dtype, chip, True)), key=time)
 
 
 def pick_direct(p: ConvProblem, chip: Chip) -> Config:
