@@ -46,14 +46,14 @@ class _MaxPool:
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        ctx.x_size, ctx.channels_last = args[0].shape, not output[0].is_contiguous()
+        ctx.x_size, ctx.window, ctx.channels_last = args[0].shape, args[1:], not output[0].is_contiguous()
         ctx.mark_non_differentiable(output[1])
         return (output[1],)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         (indices,) = ctx.saved_tensors
-        dx = None if dy is None else max_pool_backward(dy, indices, ctx.x_size, ctx.channels_last)
+        dx = None if dy is None else max_pool_backward(dy, indices, ctx.x_size, *ctx.window, ctx.channels_last)
         return dx, *(None,) * 5
 
     @staticmethod
@@ -62,12 +62,12 @@ class _MaxPool:
 
 
 class _MaxPoolBackward:
-    """dx; arguments dy, indices, x_size, channels_last (the layout of dx)."""
+    """dx; arguments dy, indices, x_size, then those of max_pool, channels_last (the layout of dx)."""
 
     @staticmethod
-    def run(dy: Tensor, indices: Tensor, x_size: Sequence[int], channels_last: bool) -> Tensor:
+    def run(dy: Tensor, indices: Tensor, x_size: Sequence[int], *rest: Any) -> Tensor:
         with below_autograd():
-            return ops.MAX_POOL_BACKWARD(dy, indices, x_size, channels_last)
+            return ops.MAX_POOL_BACKWARD(dy, indices, x_size, *rest)
 
     @staticmethod
     def save(ctx: Any, args: tuple[Any, ...], dx: Tensor) -> tuple[Tensor, ...]:
@@ -76,7 +76,7 @@ class _MaxPoolBackward:
 
     @staticmethod
     def backward(ctx: Any, ddx: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None if ddx is None else _at(ddx, *ctx.saved_tensors), None, None, None
+        return None if ddx is None else _at(ddx, *ctx.saved_tensors), *(None,) * 8
 
     @staticmethod
     def jvp(ctx: Any, dy_t: Tensor, *_: None) -> Tensor:

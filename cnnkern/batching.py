@@ -133,11 +133,11 @@ def _images_only(operator: Any) -> Any:
 
 
 def _max_pool_backward(
-    info: Any, in_dims: tuple[_Dim, ...], dy: Tensor, indices: Tensor, x_size: Sequence[int], channels_last: bool
+    info: Any, in_dims: tuple[_Dim, ...], dy: Tensor, indices: Tensor, x_size: Sequence[int], *rest: Any
 ) -> tuple[Tensor, int]:
     count = info.batch_size
     dy, indices = _into_first(dy, in_dims[0], count), _into_first(indices, in_dims[1], count)
-    dx = ops.MAX_POOL_BACKWARD(dy, indices, _scaled(x_size, 0, count), channels_last)
+    dx = ops.MAX_POOL_BACKWARD(dy, indices, _scaled(x_size, 0, count), *rest)
     return dx.unflatten(0, (count, -1)), 0
 
 

@@ -177,10 +177,10 @@ def _check_size(dy: Tensor, x_size: Sequence[int], window: Window) -> None:
         raise RuntimeError("dy has the wrong sizes")
 
 
-# max_pool2d_backward is not among them: it gathers, for which it takes the window, and the operator has none.
 _OPERATORS = {
     "channel_shuffle": channel_shuffle,
     "max_pool2d": max_pool2d,
+    "max_pool2d_backward": max_pool2d_backward,
     "avg_pool2d": avg_pool2d,
     "avg_pool2d_backward": avg_pool2d_backward,
     "global_avg_pool2d": global_avg_pool2d,

@@ -139,7 +139,10 @@ def _max_pool_fake(
 
 
 @torch.library.register_fake("cnnkern::max_pool2d_backward")
-def _max_pool_backward_fake(dy: Tensor, indices: Tensor, x_size: Sequence[int], channels_last: bool) -> Tensor:
+def _max_pool_backward_fake(
+    dy: Tensor, indices: Tensor, x_size: Sequence[int], kernel: Sequence[int], stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], ceil_mode: bool, channels_last: bool,
+) -> Tensor:  # fmt: skip
     return torch.empty(x_size, dtype=dy.dtype, device=dy.device, memory_format=memory_format(channels_last))
 
 

@@ -145,6 +145,10 @@ void max_pool2d_backward(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
   const OwnedTensor dy = arguments.tensor(), indices = arguments.tensor();
   const auto x_size = arguments.integers<4>("x_size");
+  // The window is for devices on which each pixel of dx looks for the windows that it won; here the indices say it.
+  read_window(arguments);
+  arguments.integers<2>("dilation");
+  arguments.boolean();
   stack[0] = returned(cpu::max_pool2d_backward(dy.get(), indices.get(), x_size, arguments.boolean()));
 }
 
@@ -205,7 +209,9 @@ STABLE_TORCH_LIBRARY(cnnkern, m) {
   m.def(
       "max_pool2d(Tensor x, int[] kernel, int[] stride, int[] padding, int[] dilation, bool ceil_mode) "
       "-> (Tensor y, Tensor indices)");
-  m.def("max_pool2d_backward(Tensor dy, Tensor indices, SymInt[] x_size, bool channels_last) -> Tensor");
+  m.def(
+      "max_pool2d_backward(Tensor dy, Tensor indices, SymInt[] x_size, int[] kernel, int[] stride, int[] padding, "
+      "int[] dilation, bool ceil_mode, bool channels_last) -> Tensor");
   m.def(
       "avg_pool2d(Tensor x, int[] kernel, int[] stride, int[] padding, bool ceil_mode, bool count_include_pad) "
       "-> Tensor");

@@ -54,7 +54,7 @@ def operator_calls(requires_grad=False):
         ),
         "channel_shuffle": (ops.CHANNEL_SHUFFLE, (x, 2)),
         "max_pool2d": (ops.MAX_POOL, (x, *pool, (1, 1), True)),
-        "max_pool2d_backward": (ops.MAX_POOL_BACKWARD, (t(2, 4, 3, 3), indices, x.shape, False)),
+        "max_pool2d_backward": (ops.MAX_POOL_BACKWARD, (t(2, 4, 3, 3), indices, x.shape, *pool, (1, 1), False, False)),
         "avg_pool2d": (ops.AVG_POOL, (x, *pool, False, True)),
         "avg_pool2d_backward": (ops.AVG_POOL_BACKWARD, (t(2, 4, 3, 3), x.shape, *pool, False, True, True)),
         "global_avg_pool2d": (ops.GLOBAL_AVG_POOL, (x,)),

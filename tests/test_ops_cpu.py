@@ -375,7 +375,7 @@ def test_max_pool2d(dtype: str, layout: Layout, window: Window) -> None:
     assert y.is_contiguous(memory_format=ops.memory_format(channels_last))
 
     dy = layout(random(*y.shape, dtype=dtype))
-    dx = ops.MAX_POOL_BACKWARD(dy, indices, x.shape, channels_last)
+    dx = ops.MAX_POOL_BACKWARD(dy, indices, x.shape, kernel, stride, padding, (1, 1), ceil_mode, channels_last)
     assert_rounded(dx, torch.autograd.grad(expected, wide, dy.double())[0])
     assert dx.is_contiguous(memory_format=ops.memory_format(channels_last))
 

@@ -40,7 +40,7 @@ from cnnkern.triton_kernels.statistics import empty_partials, store_statistics
 
 @triton.jit
 def lattice_kernel(
-    x, w, y, scale, shift, residual, x_scale, x_shift, stats,
+    x, w, y, scale, shift, residual, x_scale, x_shift,
     points, rows, cols,  # of the lattice, over all images; its size in one image
     in_h, in_w, depth, columns,  # input image; maps of a group in x and in y
     x_image, x_row, x_pixel, y_image, y_row, y_pixel, y_start,  # elements; y's steps are the lattice's
@@ -50,6 +50,7 @@ def lattice_kernel(
     alpha, x_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    stats=None,
 ):  # fmt: skip
     """One tile of output pixels x maps, over all taps; grid (tiles, groups). stats: see fprop_with_statistics."""
     # Programs next to each other take the same columns of up to 8 tiles of points, so that L2 serves w and x again.
@@ -259,7 +260,7 @@ def _lattice_launch(
     fprop = p.direction == "fprop"
     arguments: dict[str, Any] = {
         "x": read, "w": o.w, "y": written, "scale": o.scale, "shift": o.shift, "residual": o.residual,
-        "x_scale": o.x_scale, "x_shift": o.x_shift, "stats": None,
+        "x_scale": o.x_scale, "x_shift": o.x_shift,
         "points": points, "rows": size[0], "cols": size[1],
         "in_h": read.shape[2], "in_w": read.shape[3], "depth": depth, "columns": columns,
         "x_image": x_image, "x_row": x_row, "x_pixel": x_pixel,
