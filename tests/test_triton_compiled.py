@@ -25,12 +25,19 @@ LAYERS = (
     "n32c144h56w56-k144r3s3-u2-p1-g144",
     "n32c192h28w28-k192r7s7-p3-g192",
     "n32c256h28w28-k256r3s3-p1-g32",
+    "n32c256h56w56-k256r3s3-u2-p1-g32",
 )
 GEMMS = ("implicit_gemm", "pointwise", "im2col", "direct")  # whose tiles the predicate is about
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
 DENSE = ("implicit_gemm", "pointwise")
 # Bytes of a thread that are known to be spilled, by family, direction, dtype and capability.
-SPILLED: dict[tuple[str, str, str, int], int] = {}
+SPILLED = {
+    ("direct", "wgrad", "f32", 120): 16,
+    ("grouped", "fprop", "bf16", 120): 8,
+    ("grouped", "dgrad", "f32", 80): 32,
+    ("grouped", "wgrad", "bf16", 80): 16,
+    ("im2col", "fprop", "f32", 120): 8,
+}
 
 
 def problems(kernel, dtype):
@@ -91,7 +98,7 @@ def test_every_config_compiles(kernel, dtype, capability):
     problem = problems(kernel, dtype)[0]
     for config in kernel.configs if kernel.capability <= capability else ():
         if kernel.family not in GEMMS or not why_not_fit(
-            config, dtype, CHIPS[capability], problem.c // problem.groups, kernel.family == "pointwise"
+            config, dtype, CHIPS[capability], problem.c // problem.groups, descriptors=kernel.family == "pointwise"
         ):
             compiled(kernel, replace(problem, n=1), config, capability)
 

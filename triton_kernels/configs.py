@@ -162,7 +162,9 @@ def pick_pointwise(p: ConvProblem, chip: Chip) -> Config:
         bm, bn, bk = config.tile
         return cdiv(cdiv(pixels, bm) * cdiv(columns, bn), chip.multiprocessors) * cdiv(depth, bk) * _step(config)
 
-    return min((config for config in POINTWISE_CONFIGS if not why_not_fit(config, p.dtype, chip, True)), key=time)
+    return min(
+        (config for config in POINTWISE_CONFIGS if not why_not_fit(config, p.dtype, chip, descriptors=True)), key=time
+    )
 
 
 def pick_pointwise_wgrad(p: ConvProblem, chip: Chip) -> Config:
@@ -175,7 +177,10 @@ def pick_pointwise_wgrad(p: ConvProblem, chip: Chip) -> Config:
         splits = wgrad_splits(pixels, tiles, bp)
         return cdiv(tiles * splits, chip.multiprocessors) * cdiv(cdiv(pixels, bp), splits) * _step(config)
 
-    return min((config for config in POINTWISE_WGRAD_CONFIGS if not why_not_fit(config, p.dtype, chip, True)), key=time)
+    return min(
+        (config for config in POINTWISE_WGRAD_CONFIGS if not why_not_fit(config, p.dtype, chip, descriptors=True)),
+        key=time,
+    )
 
 
 def pick_direct(p: ConvProblem, chip: Chip) -> Config:

@@ -471,6 +471,8 @@ def _pick(p: ConvProblem, chip: Chip) -> Config:
     """The tile with the fewest maps that holds a group of both tensors, else the one with the most."""
     written, read = (p.k, p.c) if p.direction == "fprop" else (p.c, p.k)
     n, k = written // p.groups, read // p.groups
+    if chip.capability // 10 == 10 and not any(_swept(p, config) for config in CONFIGS):
+        return CONFIGS[-1]  # Triton 3.7.1 compiles no maximum over sums in tensor memory, where larger tiles have them
     holding = (
         config
         for config in CONFIGS[:-1]
@@ -490,6 +492,8 @@ def _why_not(p: ConvProblem) -> str:
 
 
 def _rather_not(p: ConvProblem) -> str:
+    if p.groups == p.c == p.k:
+        return "one map a group is the depthwise kernel's"
     if max(p.c, p.k) // p.groups >= 64:
         return "groups of 64 maps and more fill the dense kernel's tiles"
     return ""
