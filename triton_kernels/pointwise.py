@@ -198,38 +198,11 @@ def _no_objection(p: ConvProblem) -> str:
     return ""
 
 
-KERNELS = (
-    TritonKernel(
-        "pointwise",
-        "fprop",
-        POINTWISE_CONFIGS,
-        _why_not,
-        _no_objection,
-        pick_pointwise,
-        _product,
-        aligned=True,
-        capability=90,
-    ),
-    TritonKernel(
-        "pointwise",
-        "dgrad",
-        POINTWISE_CONFIGS,
-        _why_not,
-        _no_objection,
-        pick_pointwise,
-        _product,
-        aligned=True,
-        capability=90,
-    ),
-    TritonKernel(
-        "pointwise",
-        "wgrad",
-        POINTWISE_WGRAD_CONFIGS,
-        _why_not,
-        _no_objection,
-        pick_pointwise_wgrad,
-        _wgrad,
-        aligned=True,
-        capability=90,
-    ),
+KERNELS = tuple(
+    TritonKernel("pointwise", direction, configs, _why_not, _no_objection, pick, launches, aligned=True, capability=90)
+    for direction, configs, pick, launches in (
+        ("fprop", POINTWISE_CONFIGS, pick_pointwise, _product),
+        ("dgrad", POINTWISE_CONFIGS, pick_pointwise, _product),
+        ("wgrad", POINTWISE_WGRAD_CONFIGS, pick_pointwise_wgrad, _wgrad),
+    )
 )

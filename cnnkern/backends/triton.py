@@ -97,6 +97,8 @@ def _answers(kernel: TritonKernel, problem: ConvProblem, flags: int) -> Iterator
     why_not = kernel.why_not(problem)
     if kernel.aligned and flags & UNALIGNED:
         why_not = "an operand does not begin at a multiple of 16 bytes"
+    if problem.n * max(problem.h * problem.w, problem.p * problem.q) >= 2**31:
+        why_not = "its pixels are counted in 32 bits"
     if kernel.capability > chip().capability:
         why_not = f"it needs compute capability {kernel.capability / 10}"
     if why_not:
