@@ -1,0 +1,24 @@
+#include "kernel_list.h"
+
+#include <stdexcept>
+#include <string>
+
+namespace cnnkern::cuda {
+
+const KernelList& kernels() {
+  static const KernelList list = [] {
+    KernelList all;
+    for (const auto append : {append_depthwise}) append(all);
+    return all;
+  }();
+  return list;
+}
+
+const Kernel& kernel_named(std::string_view name) {
+  for (const Kernel& kernel : kernels()) {
+    if (kernel.name == name) return kernel;
+  }
+  throw std::invalid_argument("no CUDA kernel is named '" + std::string(name) + "'");
+}
+
+}  // namespace cnnkern::cuda

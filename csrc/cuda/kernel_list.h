@@ -1,0 +1,17 @@
+// Every CUDA kernel, in dispatch order: a family stands before those that it is meant to outdo.
+#pragma once
+
+#include <string_view>
+
+#include "kernel.h"
+
+namespace cnnkern::cuda {
+
+void append_depthwise(KernelList& list);
+
+const KernelList& kernels();
+
+// Throws std::invalid_argument if there is none of that name.
+const Kernel& kernel_named(std::string_view name);
+
+}  // namespace cnnkern::cuda

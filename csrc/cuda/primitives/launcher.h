@@ -1,0 +1,76 @@
+// The one way in which kernels are launched: limits of the grid, large shared memory, clusters, and errors that name the
+// kernel and the problem. Nothing here waits for the GPU, so calls can be captured in a CUDA graph.
+#pragma once
+
+#include <primitives/cuda.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "../kernel.h"
+
+namespace cnnkern::cuda {
+
+struct Grid {
+  int64_t x = 1, y = 1, z = 1;  // blocks; what has no bound belongs in x
+  int threads = 128;
+  int shared_bytes = 0;
+  int cluster = 1;  // neighbouring blocks in x that run together
+};
+
+constexpr int64_t kMostBlocks[] = {(int64_t{1} << 31) - 1, 65535, 65535};
+
+[[noreturn]] inline void fail(const Call& call, const std::string& reason) {
+  throw std::runtime_error(call.kernel + " failed on " + call.problem.to_string() + ": " + reason);
+}
+
+inline void check(cudaError_t error, const Call& call) {
+  if (error != cudaSuccess) fail(call, cudaGetErrorString(error));
+}
+
+// Makes a device the current one for as long as it lives.
+class DeviceGuard {
+ public:
+  DeviceGuard(int device, const Call& call) {
+    check(cudaGetDevice(&before_), call);
+    if (before_ != device) check(cudaSetDevice(device), call);
+    else before_ = -1;
+  }
+  ~DeviceGuard() {
+    if (before_ >= 0) cudaSetDevice(before_);
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = -1;
+};
+
+// Starts kernel(params) on the call's stream. A grid without blocks is nothing to do.
+template <class Params>
+void launch(void (*kernel)(Params), const Grid& grid, const Params& params, const Call& call) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
+  if (grid.x > kMostBlocks[0] || grid.y > kMostBlocks[1] || grid.z > kMostBlocks[2])
+    fail(call, "the grid is too large");
+  const DeviceGuard guard(call.device, call);
+  constexpr int kSharedByDefault = 48 * 1024;
+  if (grid.shared_bytes > kSharedByDefault) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               grid.shared_bytes),
+          call);
+  }
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {static_cast<unsigned>(grid.cluster), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y), static_cast<unsigned>(grid.z));
+  config.blockDim = dim3(static_cast<unsigned>(grid.threads));
+  config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
+  config.stream = static_cast<cudaStream_t>(call.stream);
+  config.attrs = &cluster;
+  config.numAttrs = grid.cluster > 1 ? 1 : 0;
+  void* arguments[] = {const_cast<Params*>(&params)};
+  check(cudaLaunchKernelExC(&config, reinterpret_cast<const void*>(kernel), arguments), call);
+}
+
+}  // namespace cnnkern::cuda
