@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cnnkern.backends import triton
+from cnnkern.backends import why_no_gpu
 from cnnkern.bench import compare as comparing
 from cnnkern.bench import models as whole_models
 from cnnkern.bench import networks, report, run, suites, summary
@@ -194,7 +194,7 @@ def chosen_cases(
 
 def best_device() -> str:
     """The type of device that is measured if none is named."""
-    return "cpu" if triton.why_missing() else "cuda"
+    return "cpu" if why_no_gpu() else "cuda"
 
 
 def new_record(threads: int | None, where: str = "cpu") -> Record:

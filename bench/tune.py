@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cnnkern import dispatch, testing
 from cnnkern import tune as tuned
-from cnnkern.backends import OWN_BACKENDS, triton
+from cnnkern.backends import OWN_BACKENDS, why_no_gpu
 from cnnkern.bench.allocator import keep_freed_memory
 from cnnkern.bench.cli import STYLES, Suite, budget_option, chosen_cases, first_line, lines_shown, threads_option
 from cnnkern.bench.operands import Operands, draw, own_call
@@ -221,7 +221,7 @@ def tune(what: str | ConvProblem, device: str, threads: int | None, budget: floa
     SUITE|PROBLEM is a suite or a network as of `cnnkern bench`, or a problem string. Layouts, prologues and epilogues
     are left out of the problems: a choice serves them all.
     """
-    if reason := tuned.why_not_kept() or (triton.why_missing() if device == "cuda" else ""):
+    if reason := tuned.why_not_kept() or (why_no_gpu() if device == "cuda" else ""):
         raise click.ClickException(reason)
     if threads:
         torch.set_num_threads(threads)

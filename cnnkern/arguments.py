@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.nn import Parameter
 
-from cnnkern.backends import triton
+from cnnkern.backends import why_no_gpu
 from cnnkern.problem import ACTIVATIONS, DTYPE_NAMES
 
 Size = int | tuple[int, ...] | list[int]
@@ -39,7 +39,7 @@ def why_not_own(input: Tensor, *others: Tensor | None) -> str:
         return f"input is a {type(input).__name__}"
     on_cpu = input.is_cpu
     if input.is_cuda:
-        if reason := triton.why_missing(input.device):
+        if reason := why_no_gpu(input.device):
             return f"there is no kernel for a tensor on a GPU: {reason}"
     elif not on_cpu and not input.is_meta:
         return f"there is no kernel for device type {input.device.type}"

@@ -14,7 +14,9 @@ from torch.autograd.function import Function, once_differentiable
 
 from cnnkern import dispatch, gpu
 from cnnkern.arguments import Size, alpha_of, geometry_of
-from cnnkern.flags import TF32
+from cnnkern.backends import triton
+from cnnkern.flags import ONLY, TF32
+from cnnkern.operands import Operands, evenly_spaced
 from cnnkern.ops import gives_channels_last
 from cnnkern.problem import Epilogue, Prologue
 
@@ -69,7 +71,6 @@ class _ConvBNAct(Function):
         activation: str, alpha: float, flags: int,
     ) -> Tensor:  # fmt: skip
         from cnnkern.triton_kernels import batch_norm
-        from cnnkern.triton_kernels.pixels import evenly_spaced
 
         layer = batch_norm.Layer(gamma, beta, eps, activation, alpha)
         z, stats = _convolved(x, w, geometry, flags)
@@ -91,7 +92,6 @@ class _ConvBNAct(Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         from cnnkern.triton_kernels import batch_norm
-        from cnnkern.triton_kernels.pixels import evenly_spaced
 
         x, w, gamma, beta, residual, z, moments = ctx.saved_tensors
         geometry, eps, activation, alpha, flags = ctx.rest
@@ -117,12 +117,11 @@ class _ConvBNAct(Function):
 def _convolved(x: Tensor, w: Tensor, geometry: tuple[int, ...], flags: int) -> tuple[Tensor, Tensor]:
     """z = conv(x, w), channels_last, and its partial statistics, from the epilogue if the kernel chosen writes them."""
     from cnnkern.triton_kernels import implicit_gemm, statistics
-    from cnnkern.triton_kernels.launch import Operands
 
-    given = (x.shape, w.shape, x.dtype, geometry, gpu._pixel_stride(x), Prologue(), Epilogue())
+    x, w = evenly_spaced(x), gpu._krsc(w)
+    given = (x.shape, w.shape, x.dtype, geometry, gpu._gap(x), 0, Prologue(), Epilogue())
     problem = gpu._problem("fprop", *given)
-    x, w = gpu._nhwc(x), gpu._nhwc(w)
-    kernel, config = gpu._chosen(problem, flags & ~TF32, None)
+    kernel, config = triton.listed()[gpu._chosen(problem, flags | ONLY["triton"], None)]
     if kernel.family != "implicit_gemm":
         z = gpu.conv2d_fprop(x, w, None, None, None, geometry, "none", 0.0, None, None, None, None, flags, None)
         z = z.contiguous(memory_format=torch.channels_last)

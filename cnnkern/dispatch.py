@@ -22,7 +22,7 @@ import torch
 from cnnkern import tune
 from cnnkern.backends import BACKENDS, OWN_BACKENDS, Candidate, KernelName, ReferenceBackend, VendorBackend
 from cnnkern.backends.base import TRANSFORMED_FAMILIES
-from cnnkern.flags import STRICT
+from cnnkern.flags import ONLY, STRICT
 from cnnkern.native import _C
 from cnnkern.problem import ConvProblem
 
@@ -85,8 +85,8 @@ def use(
     and ``backend="reference"`` hold for the forward pass alone.
 
     Args:
-        backend: "cpu" or "triton" (own kernels), "vendor" (torch's convolution) or "reference" (plain loops, for
-            tests, on the CPU).
+        backend: "cpu", "triton" or "cuda" (own kernels), "vendor" (torch's convolution) or "reference" (plain loops,
+            for tests, on the CPU).
         strict: only kernels with direct convolution's numerics.
         fallback: what becomes of a call that no own kernel computes: "vendor" hands it to torch and counts it (see
             :func:`fallback_counts`), "warn" also warns, once for each reason, "raise" raises :class:`FallbackError`.
@@ -163,7 +163,7 @@ def choose(problem: ConvProblem, flags: int = 0, backend: str | None = None, dev
     It is the one that was the fastest when the problem was tuned here (:mod:`cnnkern.tune`) if it can, else the first
     that can and would, else the first that can. Raises :class:`NoKernelError` if there is none.
     """
-    backends = (backend,) if backend else OWN_BACKENDS[device]
+    backends = (backend,) if backend else _own_backends(device, flags)
     asked = [answer for name in backends for answer in candidates(problem, flags, name, device)]
     able = [candidate for candidate in asked if not candidate.why_not]
     if not able:
@@ -173,6 +173,11 @@ def choose(problem: ConvProblem, flags: int = 0, backend: str | None = None, dev
     if any(candidate.kernel == tuned for candidate in able):
         return tuned
     return next((candidate for candidate in able if candidate.willing), able[0]).kernel
+
+
+def _own_backends(device: str, flags: int) -> tuple[str, ...]:
+    asked = tuple(name for name in OWN_BACKENDS[device] if flags & ONLY.get(name, 0))
+    return asked or OWN_BACKENDS[device]
 
 
 def _choose_for_memo(text: str, flags: int) -> str:

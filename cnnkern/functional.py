@@ -27,7 +27,7 @@ from cnnkern.arguments import (
     why_not_own,
 )
 from cnnkern.dispatch import Settings
-from cnnkern.flags import DETERMINISTIC, TF32
+from cnnkern.flags import DETERMINISTIC, ONLY, TF32
 from cnnkern.ops import Constants
 from cnnkern.problem import DTYPE_NAMES
 
@@ -251,8 +251,10 @@ def global_avg_pool2d(input: Tensor) -> Tensor:
 
 def _flags(settings: Settings, input: Tensor) -> int:
     flags = settings.flags | (DETERMINISTIC if torch.are_deterministic_algorithms_enabled() else 0)
-    if input.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
-        flags |= TF32
+    if input.is_cuda:
+        flags |= ONLY.get(settings.backend or "", 0)
+        if torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
+            flags |= TF32
     return flags
 
 

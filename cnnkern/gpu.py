@@ -7,20 +7,22 @@ on the batch. Nothing here waits for the GPU or measures, so calls can be captur
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from cnnkern import dispatch
-from cnnkern.backends.triton import listed
+from cnnkern.backends import KernelName, cuda, triton
 from cnnkern.flags import TF32, UNALIGNED
+from cnnkern.operands import Operands, evenly_spaced, pixel_stride
 from cnnkern.ops import gives_channels_last, memory_format
 from cnnkern.problem import DTYPE_NAMES, ConvProblem, Epilogue, Prologue
 
-if TYPE_CHECKING:
-    from cnnkern.triton_kernels.launch import Config, TritonKernel
+_PREPARE: dict[str, Callable[[str, ConvProblem, int], Callable[[Operands], None]]] = {
+    "cuda": cuda.PreparedCall,
+    "triton": triton.prepared,
+}
 
 
 def conv2d_fprop(
@@ -29,18 +31,20 @@ def conv2d_fprop(
     x_activation: str | None, x_alpha: float | None, flags: int, kernel: str | None,
 ) -> Tensor:  # fmt: skip
     """y, channels_last if x or w is, as in torch."""
+    channels_last = gives_channels_last(x, w)
+    x = evenly_spaced(x)
     problem = _problem(
-        "fprop", x.shape, w.shape, x.dtype, tuple(geometry), _pixel_stride(x),
+        "fprop", x.shape, w.shape, x.dtype, tuple(geometry), _gap(x), 0,
         Prologue(x_activation or "none", x_scale is not None, x_shift is not None, x_alpha or 0.0),
         Epilogue(activation, scale is not None, shift is not None, residual is not None, alpha),
     )  # fmt: skip
     y = _nhwc_empty(problem.y_size, x)
     if y.numel():
         _run(
-            problem, flags, kernel, x=_nhwc(x), w=_nhwc(w), y=y, scale=scale, shift=shift,
-            residual=None if residual is None else _nhwc(residual), x_scale=x_scale, x_shift=x_shift,
+            problem, flags, kernel, x=x, w=_krsc(w), y=y, scale=scale, shift=shift,
+            residual=None if residual is None else evenly_spaced(residual), x_scale=x_scale, x_shift=x_shift,
         )  # fmt: skip
-    return _laid_out(y, gives_channels_last(x, w))
+    return _laid_out(y, channels_last)
 
 
 def conv2d_dgrad(
@@ -48,10 +52,11 @@ def conv2d_dgrad(
     kernel: str | None,
 ) -> Tensor:  # fmt: skip
     """dx."""
-    problem = _problem("dgrad", tuple(x_size), w.shape, dy.dtype, tuple(geometry), 0, Prologue(), Epilogue())
+    dy = evenly_spaced(dy)
+    problem = _problem("dgrad", tuple(x_size), w.shape, dy.dtype, tuple(geometry), 0, _gap(dy), Prologue(), Epilogue())
     dx = _nhwc_empty(problem.x_size, dy)
     if dx.numel():
-        _run(problem, flags, kernel, x=dx, w=_nhwc(w), y=_nhwc(dy))
+        _run(problem, flags, kernel, x=dx, w=_krsc(w), y=dy)
     return _laid_out(dx, channels_last)
 
 
@@ -61,15 +66,16 @@ def conv2d_wgrad(
     kernel: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dw, and db [k] if bias, else [0]."""
+    x, dy = evenly_spaced(x), evenly_spaced(dy)
     problem = _problem(
-        "wgrad", x.shape, tuple(w_size), x.dtype, tuple(geometry), _pixel_stride(x),
+        "wgrad", x.shape, tuple(w_size), x.dtype, tuple(geometry), _gap(x), _gap(dy),
         Prologue(x_activation or "none", x_scale is not None, x_shift is not None, x_alpha or 0.0), Epilogue(),
     )  # fmt: skip
     dw = _nhwc_empty(problem.w_size, dy)
     db = dy.new_empty(problem.k if bias else 0, dtype=torch.float32)
     if dw.numel() and dy.numel() and x.numel():
         dbias = db if bias else None
-        _run(problem, flags, kernel, x=_nhwc(x), w=dw, y=_nhwc(dy), x_scale=x_scale, x_shift=x_shift, dbias=dbias)
+        _run(problem, flags, kernel, x=x, w=dw, y=dy, x_scale=x_scale, x_shift=x_shift, dbias=dbias)
     else:
         dw.zero_()
         db.zero_()
@@ -81,44 +87,44 @@ def conv2d_backward(
     wgrad_kernel: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dw and db; dy is copied to NHWC once."""
-    dy = _nhwc(dy)
+    dy = evenly_spaced(dy)
     dx = conv2d_dgrad(dy, w, x.shape, geometry, gives_channels_last(x, w), flags, dgrad_kernel)
     rest = (bias, not w.is_contiguous(), None, None, None, None, flags, wgrad_kernel)
     return dx, *conv2d_wgrad(dy, x, w.shape, geometry, *rest)
 
 
 def _run(problem: ConvProblem, flags: int, name: str | None, **tensors: Tensor | None) -> None:
-    from cnnkern.triton_kernels.launch import Operands, run
-
-    given = [tensor for tensor in tensors.values() if tensor is not None]
-    aligned = all(tensor.data_ptr() % 16 == 0 for tensor in given)
-    kernel, config = _chosen(problem, flags & ~TF32 | (0 if aligned else UNALIGNED), name)
-    operands = Operands(**tensors, precision="tf32" if flags & TF32 else "ieee")
-    with torch.cuda.device_of(given[0]):
-        run(kernel.launches(problem, operands, config))
+    operands = Operands(**tensors, precision="tf32" if flags & TF32 else "ieee")  # type: ignore[arg-type]
+    aligned = all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors.values())
+    _prepared(problem, flags | (0 if aligned else UNALIGNED), name)(operands)
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _chosen(problem: ConvProblem, flags: int, name: str | None) -> tuple[TritonKernel, Config]:
-    """The memo: the named kernel, or the one that dispatch chooses, each with its config."""
+def _prepared(problem: ConvProblem, flags: int, name: str | None) -> Callable[[Operands], None]:
+    """The memo: the call of the named kernel, or of the one that dispatch chooses."""
+    kernel = _chosen(problem, flags, name)
+    return _PREPARE[KernelName.parse(kernel).backend](kernel, problem, flags)
+
+
+def _chosen(problem: ConvProblem, flags: int, name: str | None) -> str:
     if name is None:
-        return listed()[dispatch.choose(problem, flags, device="cuda")]
+        return dispatch.choose(problem, flags, device="cuda")
     asked = dispatch.candidates(problem, flags, device="cuda")
     why_not = next((candidate.why_not for candidate in asked if candidate.kernel == name), "it is for another call")
     if why_not:
         raise RuntimeError(f"{name} cannot compute {problem}: {why_not}")
-    return listed()[name]
+    return name
 
 
 def clear_memo() -> None:
     """Forgets all decisions."""
-    _chosen.cache_clear()
+    _prepared.cache_clear()
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def _problem(
     direction: str, x_size: tuple[int, ...], w_size: tuple[int, ...], dtype: torch.dtype, geometry: tuple[int, ...],
-    x_pixel_stride: int, prologue: Prologue, epilogue: Epilogue,
+    x_pixel_stride: int, y_pixel_stride: int, prologue: Prologue, epilogue: Epilogue,
 ) -> ConvProblem:  # fmt: skip
     if dtype not in DTYPE_NAMES:
         raise RuntimeError("expected float32, float64, bfloat16 or float16")
@@ -126,7 +132,7 @@ def _problem(
     (n, c, h, w), (k, _, r, s) = x_size, w_size
     problem = ConvProblem(
         n, c, h, w, k, r, s, (stride_h, stride_w), (top, left, bottom, right), (dilation_h, dilation_w), groups,
-        x_pixel_stride, prologue=prologue, epilogue=epilogue, direction=direction, dtype=DTYPE_NAMES[dtype],
+        x_pixel_stride, y_pixel_stride, prologue, epilogue, direction, DTYPE_NAMES[dtype],
     )  # fmt: skip
     if problem.why_invalid:
         raise RuntimeError(problem.why_invalid)
@@ -135,16 +141,14 @@ def _problem(
     return problem
 
 
-def _pixel_stride(x: Tensor) -> int:
-    """Elements from pixel to pixel of an NHWC tensor; 0 for dense, and for one that will be copied."""
-    return x.stride(3) if x.stride(1) == 1 and x.stride(3) > x.shape[1] else 0
+def _gap(tensor: Tensor) -> int:
+    """The pixel stride of an evenly spaced tensor as a problem has it: 0 where pixels follow each other."""
+    stride = pixel_stride(tensor)
+    return 0 if stride == tensor.shape[1] else stride
 
 
-def _nhwc(tensor: Tensor) -> Tensor:
-    """The tensor with its maps next to each other: itself if it is so, else a channels_last copy."""
-    if tensor.stride(1) == 1 or tensor.shape[1] == 1:
-        return tensor
-    return tensor.contiguous(memory_format=torch.channels_last)
+def _krsc(w: Tensor) -> Tensor:
+    return w.contiguous(memory_format=torch.channels_last)
 
 
 def _nhwc_empty(size: Sequence[int], like: Tensor) -> Tensor:

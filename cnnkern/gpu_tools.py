@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from cnnkern.flags import TF32
-from cnnkern.gpu import _laid_out, _nhwc, _nhwc_empty, _pixel_stride, _problem, conv2d_fprop
+from cnnkern.gpu import _gap, _laid_out, _nhwc_empty, _problem, conv2d_fprop
+from cnnkern.operands import evenly_spaced
 from cnnkern.ops import NO_PROLOGUE, POINTWISE
 from cnnkern.problem import Epilogue, Prologue, suggests_channels_last
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """x (N, C, H, W) with its maps regrouped, in x's own layout."""
     from cnnkern.triton_kernels.channel_shuffle import shuffle_maps, shuffle_planes
-    from cnnkern.triton_kernels.pixels import evenly_spaced
 
     if groups < 1 or x.shape[1] % groups:
         raise RuntimeError("groups does not divide the channels")
@@ -49,7 +49,7 @@ def max_pool2d(
     window = _window(kernel, stride, padding, dilation, ceil_mode=ceil_mode)
     y = _nhwc_empty(_pooled_size(x.shape, window), x)
     indices = torch.empty_like(y, dtype=torch.int64)
-    _run(y, lambda: [pooling.max_pool(_nhwc(x), y, indices, window)])
+    _run(y, lambda: [pooling.max_pool(evenly_spaced(x), y, indices, window)])
     channels_last = suggests_channels_last(x)
     return _laid_out(y, channels_last), _laid_out(indices, channels_last)
 
@@ -66,7 +66,7 @@ def max_pool2d_backward(
     if indices.shape != dy.shape or indices.dtype != torch.int64:
         raise RuntimeError("indices are not int64 or have other sizes than dy")
     dx = _nhwc_empty(x_size, dy)
-    _run(dx, lambda: [pooling.max_pool_backward(_nhwc(dy), _nhwc(indices), dx, window)])
+    _run(dx, lambda: [pooling.max_pool_backward(evenly_spaced(dy), evenly_spaced(indices), dx, window)])
     return _laid_out(dx, channels_last)
 
 
@@ -79,7 +79,7 @@ def avg_pool2d(
 
     window = _window(kernel, stride, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
     y = _nhwc_empty(_pooled_size(x.shape, window), x)
-    _run(y, lambda: [pooling.avg_pool(_nhwc(x), y, window)])
+    _run(y, lambda: [pooling.avg_pool(evenly_spaced(x), y, window)])
     return _laid_out(y, suggests_channels_last(x))
 
 
@@ -93,7 +93,7 @@ def avg_pool2d_backward(
     window = _window(kernel, stride, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
     _check_size(dy, x_size, window)
     dx = _nhwc_empty(x_size, dy)
-    _run(dx, lambda: [pooling.avg_pool_backward(_nhwc(dy), dx, window)])
+    _run(dx, lambda: [pooling.avg_pool_backward(evenly_spaced(dy), dx, window)])
     return _laid_out(dx, channels_last)
 
 
@@ -104,7 +104,7 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
     if x.shape[2] * x.shape[3] < 1:
         raise RuntimeError("x has no pixels to average")
     y = _nhwc_empty((*x.shape[:2], 1, 1), x)
-    _run(y, lambda: pooling.global_avg_pool(_nhwc(x), y))
+    _run(y, lambda: pooling.global_avg_pool(evenly_spaced(x), y))
     return _laid_out(y, suggests_channels_last(x))
 
 
@@ -118,10 +118,10 @@ def depthwise_separable(
 
     dw_epilogue = Epilogue(dw_activation, dw_scale is not None, dw_shift is not None, alpha=dw_alpha)
     pw_epilogue = Epilogue(pw_activation, pw_scale is not None, pw_shift is not None, alpha=pw_alpha)
-    first = _problem(
-        "fprop", x.shape, dw_weight.shape, x.dtype, tuple(geometry), _pixel_stride(x), Prologue(), dw_epilogue
-    )
-    second = _problem("fprop", first.y_size, pw_weight.shape, x.dtype, POINTWISE, 0, Prologue(), pw_epilogue)
+    channels_last = any(suggests_channels_last(tensor) for tensor in (x, dw_weight, pw_weight))
+    x = evenly_spaced(x)
+    first = _problem("fprop", x.shape, dw_weight.shape, x.dtype, tuple(geometry), _gap(x), 0, Prologue(), dw_epilogue)
+    second = _problem("fprop", first.y_size, pw_weight.shape, x.dtype, POINTWISE, 0, 0, Prologue(), pw_epilogue)
     why_not = fused.why_not(first, second)
     if kernel is not None:
         name = f"triton_depthwise_separable_fprop_{first.dtype}_nhwc_any__sm80"
@@ -131,14 +131,13 @@ def depthwise_separable(
     if why_not:
         rest = (*NO_PROLOGUE, flags, None)
         between = conv2d_fprop(x, dw_weight, dw_scale, dw_shift, None, geometry, dw_activation, dw_alpha, *rest)
-        return conv2d_fprop(between, pw_weight, pw_scale, pw_shift, None, POINTWISE, pw_activation, pw_alpha, *rest)
+        y = conv2d_fprop(between, pw_weight, pw_scale, pw_shift, None, POINTWISE, pw_activation, pw_alpha, *rest)
+        return _laid_out(y, channels_last)
     y = _nhwc_empty(second.y_size, x)
     precision = "tf32" if flags & TF32 else "ieee"
-    operands = fused.SeparableOperands(
-        _nhwc(x), dw_weight, pw_weight, y, dw_scale, dw_shift, pw_scale, pw_shift, precision
-    )
+    operands = fused.SeparableOperands(x, dw_weight, pw_weight, y, dw_scale, dw_shift, pw_scale, pw_shift, precision)
     _run(y, lambda: fused.launches(first, second, operands, fused.pick(second)))
-    return _laid_out(y, any(suggests_channels_last(tensor) for tensor in (x, dw_weight, pw_weight)))
+    return _laid_out(y, channels_last)
 
 
 def _run(written: Tensor, launches: Callable[[], Sequence[Launch]]) -> Tensor:

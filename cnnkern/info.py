@@ -10,7 +10,7 @@ import torch
 
 import cnnkern
 from cnnkern import dispatch, tune
-from cnnkern.backends import BACKENDS, KernelName, triton
+from cnnkern.backends import BACKENDS, KernelName, cuda
 from cnnkern.native import _C
 from cnnkern.problem import DIRECTIONS, DTYPES
 
@@ -39,10 +39,10 @@ def info() -> Info:
     for backend in BACKENDS:
         families = Counter(KernelName.parse(kernel).family for kernel in backend.kernels())
         listed = ", ".join(f"{family} {count}" for family, count in families.items())
-        missing = triton.why_missing() if backend.device == "cuda" else ""
+        missing = backend.why_missing()
         known = f"backend {backend.name} ({backend.device})"
         facts[known] = f"{families.total()} kernels: {listed}" + (f"; none can run: {missing}" if missing else "")
-    facts["backend cuda"] = "missing: this version has no CUDA C++ kernels"
+    facts["CUDA architectures"] = cuda.architectures() or "none built"
     facts["tuned choices"] = tune.describe()
     settings = dispatch.settings()
     facts["settings"] = f"backend={settings.backend} strict={bool(settings.flags)} fallback={settings.fallback}"

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 import torch
 
-from cnnkern.backends import BACKENDS, OWN_BACKENDS, triton
+from cnnkern.backends import BACKENDS, OWN_BACKENDS, why_no_gpu
 from cnnkern.machine import cpu_model
 from cnnkern.native import _C
 from cnnkern.problem import ConvProblem, Epilogue, Prologue
@@ -82,7 +82,7 @@ def setting(device: str) -> Setting | None:
     if device == "cpu":
         machine = f"{cpu_model()}: {' '.join(_C.isas())}"
         return Setting(device, machine, torch.get_num_threads(), _digest(device))
-    if triton.why_missing():
+    if why_no_gpu():
         return None
     return Setting(device, torch.cuda.get_device_name(), 0, _digest(device))
 

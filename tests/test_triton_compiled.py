@@ -10,11 +10,11 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
+from cnnkern.operands import Operands
 from cnnkern.problem import DTYPES, ConvProblem
 from cnnkern.triton_kernels.ahead_of_time import compile_launch
 from cnnkern.triton_kernels.configs import CHIPS, why_not_fit
 from cnnkern.triton_kernels.kernel_list import KERNELS
-from cnnkern.triton_kernels.launch import Operands
 
 # A layer of each class, as large as in training.
 LAYERS = (

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import cnnkern
 from cnnkern import ConvProblem, dispatch, gpu, testing, tune
 from cnnkern import functional as CF
-from cnnkern.backends import KernelName, triton
+from cnnkern.backends import KernelName
 from cnnkern.bench import tune as measuring
 from cnnkern.bench.timing import Ratio
 from cnnkern.cli import main
@@ -306,16 +306,16 @@ def test_choices_for_a_gpu_are_its_own(file, monkeypatch):
     tune.keep("cpu", {PROBLEM: another(PROBLEM)})
     with pytest.raises(RuntimeError, match="no cuda device"):
         tune.keep("cuda", {PROBLEM: others[-1]})
-    monkeypatch.setattr(triton, "why_missing", lambda: "")
+    monkeypatch.setattr(tune, "why_no_gpu", lambda: "")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "one GPU")
-    assert gpu._chosen(PROBLEM, 0, None) == triton.listed()[picked]
+    assert gpu._chosen(PROBLEM, 0, None) == picked
     tune.keep("cuda", {PROBLEM: others[-1]})
-    assert gpu._chosen(PROBLEM, 0, None) == triton.listed()[others[-1]]
+    assert gpu._chosen(PROBLEM, 0, None) == others[-1]
     assert dispatch.choose(PROBLEM) == another(PROBLEM)
     assert "1 for one GPU, from" in tune.describe()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another GPU")
     tune.forget()
-    assert gpu._chosen(PROBLEM, 0, None) == triton.listed()[picked]
+    assert gpu._chosen(PROBLEM, 0, None) == picked
 
 
 # --- the measurement

@@ -42,9 +42,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cnnkern.operands import pixel_stride
 from cnnkern.triton_kernels.fused import activate
 from cnnkern.triton_kernels.launch import Config, Launch, cdiv
-from cnnkern.triton_kernels.pixels import multiple, pixel_stride, vector_of
+from cnnkern.triton_kernels.pixels import multiple, vector_of
 from cnnkern.triton_kernels.statistics import BLOCK_C, MERGED, merge, merge_partials
 
 _TILE = 2048  # elements

@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cnnkern.operands import pixel_stride
 from cnnkern.triton_kernels.launch import Config, Launch, cdiv
-from cnnkern.triton_kernels.pixels import pixel_stride
 
 _TILE = 2048  # elements that a program moves
 

@@ -39,10 +39,11 @@ import torch
 import triton
 import triton.language as tl
 
+from cnnkern.operands import Operands
 from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.fused import epilogue, prologue
 from cnnkern.triton_kernels.implicit_gemm import add_slices, image_strides
-from cnnkern.triton_kernels.launch import Chip, Config, Launch, Operands, TritonKernel, cdiv
+from cnnkern.triton_kernels.launch import Chip, Config, Launch, TritonKernel, cdiv
 
 # ROWS x BLOCK_P columns x BLOCK_C maps; 8 elements to a thread are 16 bytes of bf16. gather has no use for ROWS.
 CONFIGS = (

@@ -29,12 +29,13 @@ import torch
 import triton
 import triton.language as tl
 
+from cnnkern.operands import Operands
 from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.configs import DIRECT_CONFIGS, DIRECT_WGRAD_CONFIGS, pick_direct, wgrad_splits
 from cnnkern.triton_kernels.fused import epilogue
 from cnnkern.triton_kernels.im2col import patches
 from cnnkern.triton_kernels.implicit_gemm import add_slices, image_strides
-from cnnkern.triton_kernels.launch import Config, Launch, Operands, TritonKernel, cdiv
+from cnnkern.triton_kernels.launch import Config, Launch, TritonKernel, cdiv
 
 
 @triton.jit

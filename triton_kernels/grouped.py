@@ -38,11 +38,12 @@ import torch
 import triton
 import triton.language as tl
 
+from cnnkern.operands import Operands
 from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.depthwise import in_units, sweeps_of
 from cnnkern.triton_kernels.fused import epilogue, prologue
 from cnnkern.triton_kernels.implicit_gemm import add_slices, dgrad_launches, fprop_launches, image_strides
-from cnnkern.triton_kernels.launch import Chip, Config, Launch, Operands, TritonKernel, cdiv
+from cnnkern.triton_kernels.launch import Chip, Config, Launch, TritonKernel, cdiv
 
 # BLOCK_M pixels x BLOCK_N written maps x BLOCK_K read maps; those of 32 pixels are for sweeps.
 CONFIGS = (

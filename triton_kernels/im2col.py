@@ -27,12 +27,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cnnkern.operands import Operands
 from cnnkern.problem import ConvProblem, Prologue
 from cnnkern.triton_kernels import implicit_gemm
 from cnnkern.triton_kernels.configs import GEMM_CONFIGS, WGRAD_CONFIGS, pick_gemm, pick_wgrad
 from cnnkern.triton_kernels.fused import prologue
 from cnnkern.triton_kernels.implicit_gemm import image_strides
-from cnnkern.triton_kernels.launch import Chip, Config, Launch, Operands, TritonKernel, cdiv
+from cnnkern.triton_kernels.launch import Chip, Config, Launch, TritonKernel, cdiv
 
 
 @triton.jit

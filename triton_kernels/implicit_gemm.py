@@ -31,10 +31,11 @@ import torch
 import triton
 import triton.language as tl
 
+from cnnkern.operands import Operands
 from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.configs import GEMM_CONFIGS, WGRAD_CONFIGS, pick_gemm, pick_wgrad, wgrad_splits
 from cnnkern.triton_kernels.fused import epilogue, prologue
-from cnnkern.triton_kernels.launch import Config, Launch, Operands, TritonKernel, cdiv
+from cnnkern.triton_kernels.launch import Config, Launch, TritonKernel, cdiv
 from cnnkern.triton_kernels.statistics import empty_partials, store_statistics
 
 

@@ -11,30 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import triton
-from torch import Tensor
 
+from cnnkern.operands import Operands
 from cnnkern.problem import ConvProblem
-
-
-@dataclass(frozen=True)
-class Operands:
-    """A problem's tensors: x (N, C, H, W), w (K, C / groups, R, S), y (N, K, P, Q), with the maps next to each other.
-
-    The direction says which of them is written: y, x or w, and in wgrad dbias (K,), float32, unless it is None.
-    scale and shift (K,), x_scale and x_shift (C,) are float32 or the problem's dtype, residual is as y.
-    """
-
-    x: Tensor
-    w: Tensor
-    y: Tensor
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    residual: Tensor | None = None
-    x_scale: Tensor | None = None
-    x_shift: Tensor | None = None
-    dbias: Tensor | None = None
-    precision: str = "ieee"
-    """How float32 is multiplied: "ieee" or "tf32"."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cnnkern.backends.triton import chip
+from cnnkern.operands import Operands
 from cnnkern.problem import DTYPES, ConvProblem
 from cnnkern.triton_kernels import implicit_gemm
 from cnnkern.triton_kernels.configs import (
@@ -42,7 +43,7 @@ from cnnkern.triton_kernels.configs import (
     wgrad_splits,
 )
 from cnnkern.triton_kernels.fused import epilogue, prologue
-from cnnkern.triton_kernels.launch import Config, Launch, Operands, TritonKernel, cdiv
+from cnnkern.triton_kernels.launch import Config, Launch, TritonKernel, cdiv
 
 
 @triton.jit

@@ -25,8 +25,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cnnkern.operands import pixel_stride
 from cnnkern.triton_kernels.launch import Config, Launch, cdiv
-from cnnkern.triton_kernels.pixels import multiple, pixel_stride, vector_of
+from cnnkern.triton_kernels.pixels import multiple, vector_of
 
 MERGED = 64  # partials that one program merges
 BLOCK_C = 32  # maps of such a program

@@ -1,7 +1,13 @@
 """Sources of kernels, in the order in which dispatch asks them."""
 
+import functools
+
+import torch
+
+from cnnkern.backends import cuda, triton
 from cnnkern.backends.base import Backend, Candidate, KernelName
 from cnnkern.backends.cpu import CpuBackend
+from cnnkern.backends.cuda import CudaBackend
 from cnnkern.backends.reference import ReferenceBackend
 from cnnkern.backends.triton import TritonBackend
 from cnnkern.backends.vendor import VendorBackend
@@ -9,12 +15,21 @@ from cnnkern.backends.vendor import VendorBackend
 BACKENDS: tuple[Backend, ...] = (
     CpuBackend(),
     TritonBackend(),
+    CudaBackend(),
     VendorBackend("cpu", "onednn"),
     VendorBackend("cuda", "cudnn"),
     ReferenceBackend(),
 )
 # The package's own, by type of device.
-OWN_BACKENDS = {"cpu": (CpuBackend.name,), "cuda": (TritonBackend.name,)}
+OWN_BACKENDS = {"cpu": (CpuBackend.name,), "cuda": (TritonBackend.name, CudaBackend.name)}
+
+
+@functools.cache
+def why_no_gpu(device: torch.device | None = None) -> str:
+    """Empty, or why none of the package's kernels can run on a GPU (None: on any of this machine)."""
+    reasons = dict.fromkeys((triton.why_missing(device), cuda.why_missing(device)))
+    return "" if "" in reasons else "; ".join(reasons)
+
 
 __all__ = [
     "BACKENDS",
@@ -22,8 +37,10 @@ __all__ = [
     "Backend",
     "Candidate",
     "CpuBackend",
+    "CudaBackend",
     "KernelName",
     "ReferenceBackend",
     "TritonBackend",
     "VendorBackend",
+    "why_no_gpu",
 ]

@@ -67,6 +67,10 @@ class Backend(Protocol):
     name: str
     device: str  # "cpu" or "cuda"
 
+    def why_missing(self) -> str:
+        """Empty, or why none of its kernels can run on this machine."""
+        ...
+
     def kernels(self) -> Sequence[str]:
         """Names of all kernels, in dispatch order."""
         ...

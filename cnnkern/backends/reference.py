@@ -15,6 +15,10 @@ class ReferenceBackend:
     name = "reference"
     device = "cpu"
 
+    def why_missing(self) -> str:
+        """Empty, or why none of its kernels can run on this machine."""
+        return ""
+
     def kernels(self) -> Sequence[str]:
         """Names of all kernels, in dispatch order."""
         return listed(reference=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +14,7 @@ from cnnkern.flags import UNALIGNED
 from cnnkern.problem import ConvProblem
 
 if TYPE_CHECKING:
+    from cnnkern.operands import Operands
     from cnnkern.triton_kernels.launch import Chip, Config, TritonKernel
 
 OLDEST = 80  # compute capability
@@ -72,11 +73,28 @@ def listed() -> dict[str, tuple[TritonKernel, Config]]:
     }
 
 
+def prepared(kernel: str, problem: ConvProblem, flags: int) -> Callable[[Operands], None]:
+    """A call of the kernel on the problem, to be made any number of times."""
+    from cnnkern.triton_kernels.launch import run
+
+    family, config = listed()[kernel]
+
+    def call(operands: Operands) -> None:
+        with torch.cuda.device_of(operands.x):
+            run(family.launches(problem, operands, config))
+
+    return call
+
+
 class TritonBackend:
     """The Triton kernels, each config of each a kernel of its own."""
 
     name = "triton"
     device = "cuda"
+
+    def why_missing(self) -> str:
+        """Empty, or why none of its kernels can run on this machine."""
+        return why_missing()
 
     def kernels(self) -> Sequence[str]:
         """Names of all kernels, in dispatch order."""

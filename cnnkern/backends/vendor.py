@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from cnnkern.backends.base import Candidate, KernelName
 from cnnkern.problem import DIRECTIONS, DTYPES, ConvProblem, Prologue
 
@@ -19,6 +21,10 @@ class VendorBackend:
 
     def __init__(self, device: str, library: str) -> None:
         self.device, self.library = device, library
+
+    def why_missing(self) -> str:
+        """Empty, or why none of its kernels can run on this machine."""
+        return "" if self.device == "cpu" or torch.cuda.is_available() else "this torch sees no GPU"
 
     def kernels(self) -> Sequence[str]:
         """Names of all kernels, in dispatch order."""

@@ -1,0 +1,157 @@
+"""The package's CUDA C++ kernels: libcnnkern_cuda, a C interface of problem strings, device pointers and streams.
+
+The library needs neither torch nor a GPU to be loaded, so its kernels can be asked about any problem anywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cnnkern.backends.base import Candidate
+from cnnkern.operands import Operands, pixel_stride
+from cnnkern.problem import ConvProblem
+
+LIBRARY = Path(__file__).parents[1] / "libcnnkern_cuda.so"
+OLDEST = 80  # compute capability
+ASSUMED = 90  # where there is no GPU to ask, an H100 or H200
+
+
+class _Pointers(ctypes.Structure):
+    """csrc/cuda/kernel.h's Operands."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("x", "w", "y", "scale", "shift", "x_scale", "x_shift", "residual")),
+        ("dbias", ctypes.c_void_p),
+        ("workspace", ctypes.c_void_p),
+        ("residual_pixel_stride", ctypes.c_int64),
+        *((f"narrow_{name}", ctypes.c_bool) for name in ("scale", "shift", "x_scale", "x_shift")),
+    )
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """The library with its functions declared; None where it was not built."""
+    if not LIBRARY.exists():
+        return None
+    library = ctypes.CDLL(str(LIBRARY))
+    text, flags, handle = ctypes.c_char_p, (ctypes.c_int64, ctypes.c_int), ctypes.c_void_p
+    for name, result, *arguments in (
+        ("architectures", text),
+        ("kernels", text),
+        ("candidates", text, text, *flags),
+        ("prepare", handle, text, text, *flags),
+        ("workspace_bytes", ctypes.c_int64, handle),
+        ("release", None, handle),
+        ("run", text, handle, ctypes.POINTER(_Pointers), ctypes.c_int, ctypes.c_void_p),
+        ("error", text),
+        ("operands_size", ctypes.c_int64),
+    ):
+        function = getattr(library, f"cnnkern_cuda_{name}")
+        function.restype, function.argtypes = result, arguments
+    if library.cnnkern_cuda_operands_size() != ctypes.sizeof(_Pointers):
+        raise ImportError(f"{LIBRARY} is of another version of the package: build it again")
+    return library
+
+
+@functools.cache
+def why_missing(device: torch.device | None = None) -> str:
+    """Empty, or why no CUDA C++ kernel can run on the device (None: on any of this machine)."""
+    library = _library()
+    if library is None:
+        return "the CUDA kernels were not built: set CNNKERN_CUDA=1 and install again with nvcc at hand"
+    if not torch.cuda.is_available():
+        return "this torch sees no GPU"
+    major, minor = torch.cuda.get_device_capability(device)
+    if 10 * major + minor < OLDEST:
+        return f"the CUDA kernels need compute capability {OLDEST / 10}, and this GPU has {major}.{minor}"
+    return ""
+
+
+def architectures() -> str:
+    """Compute capabilities that the library has code for, as "80 90a"; empty where it was not built."""
+    library = _library()
+    return library.cnnkern_cuda_architectures().decode() if library else ""
+
+
+@functools.cache
+def _capability() -> int:
+    if not torch.cuda.is_available():
+        return ASSUMED
+    major, minor = torch.cuda.get_device_capability()
+    return 10 * major + minor
+
+
+class PreparedCall:
+    """A kernel and the problem that it is to compute, checked once and called any number of times.
+
+    Raises RuntimeError if the kernel cannot compute the problem.
+    """
+
+    def __init__(self, kernel: str, problem: ConvProblem, flags: int) -> None:
+        library = _library()
+        if library is None:
+            raise RuntimeError(why_missing())
+        self._library = library
+        self._handle = library.cnnkern_cuda_prepare(kernel.encode(), str(problem).encode(), flags, _capability())
+        if not self._handle:
+            raise RuntimeError(library.cnnkern_cuda_error().decode())
+        self._workspace_bytes = library.cnnkern_cuda_workspace_bytes(self._handle)
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None):
+            self._library.cnnkern_cuda_release(self._handle)
+
+    def __call__(self, operands: Operands) -> None:
+        """Puts the kernel on the current stream of the operands' device; all are NHWC, or KRSC and dense."""
+        device = operands.x.device
+        workspace = operands.x.new_empty(self._workspace_bytes, dtype=torch.uint8) if self._workspace_bytes else None
+        given = (
+            operands.x, operands.w, operands.y, operands.scale, operands.shift, operands.x_scale, operands.x_shift,
+            operands.residual, operands.dbias, workspace,
+        )  # fmt: skip
+        pointers = _Pointers(
+            *(None if tensor is None else tensor.data_ptr() for tensor in given),
+            0 if operands.residual is None else pixel_stride(operands.residual),
+            *(_narrow(vector, operands.x) for vector in given[3:7]),
+        )
+        stream = torch._C._cuda_getCurrentRawStream(device.index)
+        error = self._library.cnnkern_cuda_run(self._handle, pointers, device.index, stream)
+        if error:
+            raise RuntimeError(error.decode())
+
+
+def _narrow(vector: Tensor | None, x: Tensor) -> bool:
+    """Whether a vector of the channels has the type of the tensors, where that is not float32."""
+    return vector is not None and vector.dtype != torch.float32 and vector.dtype == x.dtype
+
+
+class CudaBackend:
+    """Everything in the library's list."""
+
+    name = "cuda"
+    device = "cuda"
+
+    def why_missing(self) -> str:
+        """Empty, or why none of its kernels can run on this machine."""
+        return why_missing()
+
+    def kernels(self) -> Sequence[str]:
+        """Names of all kernels, in dispatch order."""
+        library = _library()
+        return library.cnnkern_cuda_kernels().decode().split() if library else []
+
+    def candidates(self, problem: ConvProblem, flags: int = 0) -> Sequence[Candidate]:
+        """The kernels of the problem's direction and dtype, with their answers."""
+        library = _library()
+        if library is None:
+            return []
+        lines = library.cnnkern_cuda_candidates(str(problem).encode(), flags, _capability())
+        if lines is None:
+            raise ValueError(library.cnnkern_cuda_error().decode())
+        return [Candidate(*line.split("\t")) for line in lines.decode().splitlines()]

@@ -1,0 +1,46 @@
+"""The tensors of a call on a GPU, as its kernels take them, and how they lie in memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Operands:
+    """A problem's tensors: x (N, C, H, W), w (K, C / groups, R, S), y (N, K, P, Q), with the maps next to each other.
+
+    The direction says which of them is written: y, x or w, and in wgrad dbias (K,), float32, unless it is None.
+    scale and shift (K,), x_scale and x_shift (C,) are float32 or the problem's dtype, residual is as y.
+    """
+
+    x: Tensor
+    w: Tensor
+    y: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    residual: Tensor | None = None
+    x_scale: Tensor | None = None
+    x_shift: Tensor | None = None
+    dbias: Tensor | None = None
+    precision: str = "ieee"
+    """How float32 is multiplied: "ieee" or "tf32"."""
+
+
+def evenly_spaced(tensor: Tensor) -> Tensor:
+    """The tensor (N, C, H, W) with its maps next to each other and its N * H * W pixels equally far apart.
+
+    Dense channels_last and a slice of its maps are so; anything else is copied.
+    """
+    image, map_, row, pixel = tensor.stride()
+    if map_ == 1 and row == tensor.shape[3] * pixel and image == tensor.shape[2] * row:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def pixel_stride(tensor: Tensor) -> int:
+    """Elements from pixel to pixel of an evenly spaced tensor."""
+    dense = tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.shape[1] if dense else tensor.stride(3)

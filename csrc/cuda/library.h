@@ -1,0 +1,42 @@
+// The face of libcnnkern_cuda: a C interface of problem strings, device pointers and streams. It knows neither Python nor
+// torch, so one build serves every torch, and it can be loaded, and asked about its kernels, where there is no GPU.
+//
+// A char* that is returned is the library's own and lasts until the calling thread's next call.
+#pragma once
+
+#include <cstdint>
+
+#include "kernel.h"
+
+#define CNNKERN_EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+struct CnnkernCudaCall;  // a kernel and the problem that it is to compute
+
+// Compute capabilities that the library has code for, as "80 90a".
+CNNKERN_EXPORT const char* cnnkern_cuda_architectures();
+
+// Names of all kernels in dispatch order, one a line.
+CNNKERN_EXPORT const char* cnnkern_cuda_kernels();
+
+// The kernels of the problem's direction and dtype in dispatch order, one a line: name, why_not, rather_not, with tabs
+// between. flags has the bits of cnnkern/flags.py. Null where the problem is no problem: cnnkern_cuda_error says why.
+CNNKERN_EXPORT const char* cnnkern_cuda_candidates(const char* problem, int64_t flags, int capability);
+
+// A call of the named kernel, to be made any number of times and released in the end. Null if it cannot compute the
+// problem: cnnkern_cuda_error says why.
+CNNKERN_EXPORT CnnkernCudaCall* cnnkern_cuda_prepare(const char* kernel, const char* problem, int64_t flags,
+                                                     int capability);
+CNNKERN_EXPORT int64_t cnnkern_cuda_workspace_bytes(const CnnkernCudaCall* call);
+CNNKERN_EXPORT void cnnkern_cuda_release(CnnkernCudaCall* call);
+
+// Puts the call on the stream of the device. Null, or what went wrong.
+CNNKERN_EXPORT const char* cnnkern_cuda_run(const CnnkernCudaCall* call, const cnnkern::cuda::Operands* operands,
+                                            int device, void* stream);
+
+CNNKERN_EXPORT const char* cnnkern_cuda_error();
+CNNKERN_EXPORT int64_t
+cnnkern_cuda_operands_size();  // sizeof(Operands), by which a caller's own declaration is checked
+
+}  // extern "C"
