@@ -2,6 +2,9 @@
 
 The torch whose headers are used is the one of the interpreter that runs pip, also when pip builds in isolation: that
 interpreter is asked from outside of the isolation. Only where it has no torch is one required for the build.
+
+The CUDA kernels are built where there is nvcc and that torch is one for CUDA. CNNKERN_CUDA=1 demands them, 0 leaves
+them out; CNNKERN_CUDA_ARCHS="80;90a" says for which GPUs, which else are those of this machine, or 8.0 and 9.0.
 """
 
 from __future__ import annotations
@@ -20,20 +23,24 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 MIN_TORCH = (2, 10)
 MIN_CMAKE = (3, 22)
+MIN_NVCC = (12, 4)
+MIN_CAPABILITY = 80
 GB_PER_JOB = 1  # the largest file takes 0.4
 
 TORCH_PROBE = """
-import importlib.metadata, importlib.util
+import importlib.metadata, importlib.util, runpy
 print(importlib.metadata.version("torch"))
-print(importlib.util.find_spec("torch").submodule_search_locations[0])
+print(directory := importlib.util.find_spec("torch").submodule_search_locations[0])
+print(runpy.run_path(directory + "/version.py").get("cuda") or "")
 """
 
 
 class Torch(NamedTuple):
-    """An installed torch: its version and the directory of the package."""
+    """An installed torch: its version, the directory of the package, the CUDA version it is for ("" for none)."""
 
     version: str
     directory: str
+    cuda: str = ""
 
 
 def parse_version(text: str) -> tuple[int, int]:
@@ -56,7 +63,7 @@ def find_torch() -> Torch | None:
     for env in (outside, None):
         answer = run_quietly([sys.executable, "-c", TORCH_PROBE], env)
         if answer:
-            return Torch(*answer.split("\n")[:2])
+            return Torch(*answer.split("\n")[:3])
     return None
 
 
@@ -147,6 +154,37 @@ def check_compiler() -> None:
         )
 
 
+def cuda_options(torch: Torch) -> list[str]:
+    """What CMake is told about the CUDA kernels; fails with the fix if they are demanded and cannot be built."""
+    asked = os.environ.get("CNNKERN_CUDA", "")
+    nvcc = find_nvcc()
+    if asked == "0" or (not asked and not (nvcc and torch.cuda)):
+        return ["-DCNNKERN_CUDA=OFF"]
+    if not nvcc:
+        fail(
+            "CNNKERN_CUDA=1 and there is no nvcc of CUDA {}.{} or later: install the CUDA toolkit, "
+            "or set CUDACXX to its nvcc.".format(*MIN_NVCC)
+        )
+    return ["-DCNNKERN_CUDA=ON", f"-DCMAKE_CUDA_COMPILER={nvcc}", f"-DCNNKERN_CUDA_ARCHS={cuda_architectures()}"]
+
+
+def find_nvcc() -> str | None:
+    """Path of CUDA's compiler, CUDACXX if set, where it is new enough."""
+    path = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    version = re.search(r"release (\S+)", run_quietly([path, "--version"]) or "") if path else None
+    return path if version and parse_version(version.group(1)) >= MIN_NVCC else None
+
+
+def cuda_architectures() -> str:
+    """CNNKERN_CUDA_ARCHS if set, else the GPUs of this machine, else 8.0 and 9.0."""
+    if os.environ.get("CNNKERN_CUDA_ARCHS"):
+        return os.environ["CNNKERN_CUDA_ARCHS"]
+    answer = run_quietly(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"])
+    here = sorted({int(line.replace(".", "")) for line in (answer or "").split()})
+    known = ["90a" if capability == 90 else str(capability) for capability in here if capability >= MIN_CAPABILITY]
+    return ";".join(known) or "80;90a"
+
+
 def run_cmake(command: list[str | Path]) -> None:
     """Runs a step of the build; what went wrong is in its own output."""
     if subprocess.run(command).returncode:
@@ -180,6 +218,7 @@ class CMakeBuild(build_ext):
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-DTORCH_DIR={torch.directory}",
                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+                *cuda_options(torch),
             ]
         )
         run_cmake([cmake, "--build", tree, "--parallel", str(jobs)])

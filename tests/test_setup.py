@@ -21,7 +21,7 @@ def setup() -> ModuleType:
 
 def test_every_source_is_listed() -> None:
     listed = (ROOT / "CMakeLists.txt").read_text()
-    sources = [path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.cpp")]
+    sources = [path.relative_to(ROOT).as_posix() for path in (ROOT / "csrc").rglob("*.c[pu]*")]
     assert sources
     assert [source for source in sources if source not in listed] == []
 
@@ -105,3 +105,29 @@ def test_an_error_is_one_sentence_with_its_fix(
     assert message in text
     assert fix in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "architectures"),
+    [("9.0\n9.0\n", "90a"), ("8.6\n12.0\n", "86;120"), ("7.5\n", "80;90a"), (None, "80;90a")],
+)
+def test_cuda_kernels_are_built_for_the_gpus_at_hand(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, capabilities: str | None, architectures: str
+) -> None:
+    monkeypatch.delenv("CNNKERN_CUDA_ARCHS", raising=False)
+    monkeypatch.setattr(setup, "run_quietly", lambda command: capabilities)
+    assert setup.cuda_architectures() == architectures
+
+
+def test_cuda_kernels_are_left_out_where_torch_has_no_cuda(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CNNKERN_CUDA", raising=False)
+    monkeypatch.setattr(setup, "find_nvcc", lambda: "nvcc")
+    assert setup.cuda_options(setup.Torch("2.13.0", "torch")) == ["-DCNNKERN_CUDA=OFF"]
+    assert "-DCNNKERN_CUDA=ON" in setup.cuda_options(setup.Torch("2.13.0", "torch", "13.0"))
+
+
+def test_cuda_kernels_that_are_demanded_and_cannot_be_built(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CNNKERN_CUDA", "1")
+    monkeypatch.setattr(setup, "find_nvcc", lambda: None)
+    with pytest.raises(SystemExit, match="install the CUDA toolkit"):
+        setup.cuda_options(setup.Torch("2.13.0", "torch", "13.0"))
