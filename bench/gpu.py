@@ -30,11 +30,13 @@ class Stage:
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 BENCH = ("-m", "cnnkern.cli", "bench")
+MODELS = (*BENCH, "models", "--device", "cuda", "--batch", "32")
 STAGES = (
     Stage("tests", "every kernel against the oracle", (*PYTEST, "tests/gpu", "-x")),
     Stage("layers", "layer by layer against cuDNN", (*BENCH, "--device", "cuda", "--budget", "420", "--out", "{out}")),
-    Stage("models", "converted networks against eager", (*BENCH, "models", "--device", "cuda", "--batch", "32",
-                                                         "--budget", "240", "--out", "{out}")),
+    Stage("models", "converted networks against eager", (*MODELS, "--budget", "240", "--out", "{out}")),
+    Stage("compiled", "the same against torch.compile", (*MODELS, "--against", "compile", "--model", "resnet50",
+                                                         "--budget", "60", "--out", "{out}/compiled")),
     Stage("memcheck", "no access out of bounds", (*PYTEST, "tests/gpu", "-k", "16x16x16 and f32 and exact"),
           needs="compute-sanitizer"),
     Stage("tune", "the fastest config of each layer", ("-m", "cnnkern.cli", "tune", "resnet50", "--device", "cuda",

@@ -1,4 +1,4 @@
-"""Whole models: converted by cnnkern.convert, against torch eager in both memory formats."""
+"""Whole models: converted by cnnkern.convert, against torch eager in both memory formats or torch.compile."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import cnnkern
 from cnnkern import dispatch
@@ -22,6 +22,7 @@ ALLOWED = 4  # times the error of torch's own forward pass, both against float64
 FLOAT64_IMAGES = 1  # of a batch, the images whose answer is also computed in float64
 
 Progress = Callable[[WholeRow], None]
+Peers = dict[str, Callable[[], Tensor]]
 
 
 def error_of(got: Tensor, wanted: Tensor) -> float:
@@ -35,18 +36,37 @@ def find_fault(ours: Tensor, theirs: Tensor, wanted: Tensor) -> str:
     return "" if error <= allowed else f"the answer is off by {error:.1e}, which is more than {allowed:.1e}"
 
 
-def measure_model(name: str, batch: int, budget: float) -> WholeRow:
-    """One forward pass of a converted network against the better of torch's two layouts."""
+def eager(model: nn.Module, images: Tensor) -> Peers:
+    """torch as it is, in each memory format."""
+    return {
+        f"torch eager {layout}": partial(
+            copy.deepcopy(model).to(memory_format=form), images.contiguous(memory_format=form)
+        )
+        for layout, form in FORMATS[device.kind()].items()
+    }
+
+
+def compiled(model: nn.Module, images: Tensor) -> Peers:
+    """torch.compile with all that it tunes, in channels_last; on a GPU we record the CUDA graph, as for our side."""
+    mode = {"cpu": "max-autotune", "cuda": "max-autotune-no-cudagraphs"}[device.kind()]
+    laid_out = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    call = partial(torch.compile(laid_out, mode=mode), images.contiguous(memory_format=torch.channels_last))
+    call()  # compiles
+    return {"torch.compile nhwc": call}
+
+
+PEERS: dict[str, Callable[[nn.Module, Tensor], Peers]] = {"eager": eager, "compile": compiled}
+
+
+def measure_model(name: str, batch: int, against: str, budget: float) -> WholeRow:
+    """One forward pass of a converted network against a peer of PEERS."""
     torch.manual_seed(0)
     model = networks.build(name).eval()
     images = torch.randn(batch, *networks.input_size(name))
     converted = copy.deepcopy(model)
     cnnkern.convert(converted)
-    formats = FORMATS[device.kind()]
-    laid_out = {layout: copy.deepcopy(model).to(memory_format=form) for layout, form in formats.items()}
-    pictures = {layout: images.contiguous(memory_format=form) for layout, form in formats.items()}
-    peers = {f"torch eager {layout}": partial(laid_out[layout], pictures[layout]) for layout in formats}
-    (ours,), peer = race({f"converted {name}": partial(converted, pictures["nhwc"])}, peers, budget)
+    call = partial(converted, images.contiguous(memory_format=torch.channels_last))
+    (ours,), peer = race({f"converted {name}": call}, PEERS[against](model, images), budget)
     wanted = model.double()(images[:FLOAT64_IMAGES].double())
     answer, theirs = ours.output[:FLOAT64_IMAGES], peer.output[:FLOAT64_IMAGES]
     return WholeRow(
@@ -59,12 +79,13 @@ def measure_model(name: str, batch: int, budget: float) -> WholeRow:
 
 
 def measure(
-    record: Record, names: Sequence[str], batches: Sequence[int], budget: float, progress: Progress, where: str = "cpu"
-) -> None:
-    """Fills ``record.models`` in about ``budget`` seconds, on a type of device."""
-    pairs = [(name, batch) for name in names for batch in batches]
+    record: Record, names: Sequence[str], batches: Sequence[int], against: Sequence[str], budget: float,
+    progress: Progress, where: str = "cpu",
+) -> None:  # fmt: skip
+    """Fills ``record.models`` in about ``budget`` seconds, and what compiling takes, on a type of device."""
+    rows = [(name, batch, peer) for name in names for batch in batches for peer in against]
     with torch.device(where), torch.inference_mode(), dispatch.use(fallback="raise"), device.plain_float32():
-        for name, batch in pairs:
-            row = measure_model(name, batch, budget / len(pairs))
+        for name, batch, peer in rows:
+            row = measure_model(name, batch, peer, budget / len(rows))
             record.models.append(row)
             progress(row)

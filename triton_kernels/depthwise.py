@@ -2,12 +2,11 @@
 
 fprop   y[n,p,q,c]  = sum over r,s of x[n, p*u + r*l - pad, q*u + s*l - pad, c] * w[c,r,s]
 dgrad   dx[n,h,w,c] = sum over r,s of dy[n, (h + pad - r*l)/u, (w + pad - s*l)/u, c] * w[c,r,s]
-wgrad   dw[c,r,s]   = sum over n,p,q of dy[n,p,q,c] * x[n, p*u + r*l - pad, q*u + s*l - pad, c]
 
 x and y NHWC with a pixel stride, w [C][R][S]; stride u, dilation l. Maps are in the lanes, 16 bytes of them a load;
 the columns of all images stand in one line, of which a tile takes BLOCK_P, so that 7x7 pixels fill tiles as well.
 
-Three kernels:
+Two kernels:
 
 - sweep: fprop, and dgrad at stride 1 as fprop with the filter turned around, up to 7 filter rows. A program walks
   down ROWS rows of y and holds the sums of the rows that the current row of x reaches: each x is loaded and widened
@@ -15,10 +14,6 @@ Three kernels:
 - gather: any filter, stride and dilation in both directions; a program computes a tile for one residue of (h, w)
   modulo dgrad's stride, whose taps are the same for every pixel, and skips the others. The residues of a tile are
   neighbours in the grid, so that dy comes from memory once. R * S / residues loads and FMA per element.
-- wgrad: as sweep, with the last rows of dy held instead of sums, and a sum per tap. dy is loaded once, x once per
-  filter column. Up to 25 taps in one pass, of larger filters up to 8 taps of one filter row at a time. A program's sums
-  go to a float32 slice, and a second kernel adds the slices in order: the same bits from every run.
-
 A dilation is taken apart into as many interleaved sweeps, in which the taps are neighbours.
 
 Bound: x + y read and written once. In bf16 at 4.3 TB/s that is 1.07e12 elements/s: 19 TFLOP/s for 3x3, 54 for 5x5, 105
@@ -42,7 +37,7 @@ import triton.language as tl
 from cnnkern.operands import Operands
 from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.fused import epilogue, prologue
-from cnnkern.triton_kernels.implicit_gemm import add_slices, image_strides
+from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Chip, Config, Launch, TritonKernel, cdiv
 
 # ROWS x BLOCK_P columns x BLOCK_C maps; 8 elements to a thread are 16 bytes of bf16. gather has no use for ROWS.
@@ -61,24 +56,12 @@ CONFIGS = (
     Config((2, 8, 16), 1),
 )
 
-# As above; 4 elements to a thread, in half the columns, leave registers for the sums of 25 taps.
-WGRAD_CONFIGS = (
-    Config((16, 16, 64)),
-    Config((16, 8, 64)),
-    Config((16, 32, 32)),
-    Config((16, 16, 32)),
-    Config((2, 8, 16), 1),
-)
-
-_HELD_TAPS = 9  # whose weights a thread holds in registers; of a larger filter they are read again in each row
-_SWEPT_ROWS = 7  # of a filter, at most: there is a tile of sums for each
-_ONE_PASS_TAPS = 25  # of a weight gradient, at most
-_SPLIT_TAPS = 8  # that a program takes of one filter row where there are more
-_PROGRAMS = 1056  # of a weight gradient: 8 for each of 132 multiprocessors, whatever the chip, so that bits do not vary
+HELD_TAPS = 9  # whose weights a thread holds in registers; of a larger filter they are read again in each row
+SWEPT_ROWS = 7  # of a filter, at most: there is a tile of sums for each
 
 
 @triton.jit
-def added(sums, i: tl.constexpr, term):
+def with_term(sums, i: tl.constexpr, term):
     """The tuple, with the term added to its i-th member."""
     return sums[:i] + (sums[i] + term,) + sums[i + 1 :]
 
@@ -144,7 +127,7 @@ def sweep_kernel(
                             else:
                                 tap = w + (w_start + (i * STEP + j) * w_tap_h + (s0 + s1) * w_tap_w)
                                 weight = tl.load(tap + map_ * w_map, mask=map_mask, other=0.0).to(tl.float32)
-                            sums = added(sums, i, tile * weight[None, :])
+                            sums = with_term(sums, i, tile * weight[None, :])
         # The last row of sums is complete, if it is not above the band.
         place = first + step - (REACH - 1)
         row = sweep + place * sweeps
@@ -222,82 +205,6 @@ def turn_kernel(w, out, maps, w_map, w_tap_h, w_tap_w, taps_w, BLOCK_C: tl.const
     tl.store(out + tap * maps + map_, value.to(tl.float32), mask=map_ < maps)
 
 
-@triton.jit
-def wgrad_kernel(
-    dy, x, slices, bias_slices, x_scale, x_shift,
-    points, rows, cols, maps, in_h, in_w, bands, units, per_split,
-    dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel,  # UNIT elements
-    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, sweeps, taps_h, taps_w, x_alpha,
-    TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP: tl.constexpr, X_ACTIVATION: tl.constexpr,
-    UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """TAPS_H x TAPS_W taps of BLOCK_C filters over one split; grid (map blocks, splits, blocks of taps).
-
-    A split is per_split units, a unit what one program of sweep_kernel has: a tile of columns x a sweep x a band. Rows
-    of dy past the image count as zeros: a NaN in x that one tap of a filter sees may show in its other taps.
-    """
-    x_image, x_row, x_pixel, maps = x_image * UNIT, x_row * UNIT, x_pixel * UNIT, maps * UNIT
-    dy_image, dy_row, dy_pixel = dy_image * UNIT, dy_row * UNIT, dy_pixel * UNIT
-    map_ = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    map_mask = map_ < maps
-    split = tl.program_id(1)
-    tap_blocks_w = tl.cdiv(taps_w, TAPS_W)
-    tap_h = tl.program_id(2) // tap_blocks_w * TAPS_H
-    tap_w = tl.program_id(2) % tap_blocks_w * TAPS_W
-    REACH: tl.constexpr = (TAPS_H + STEP - 1) // STEP
-
-    sums = ()
-    for _ in tl.static_range(TAPS_H * TAPS_W):
-        sums = sums + (tl.zeros((BLOCK_P, BLOCK_C), tl.float32),)
-    bias = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for unit in range(split * per_split, tl.minimum((split + 1) * per_split, units)):
-        point = unit // bands * BLOCK_P + tl.arange(0, BLOCK_P)
-        image = (point // cols).to(tl.int64)
-        col = point % cols
-        w0 = col * stride_w - pad_left + tap_w * dilation_w
-        x_base = x + image * x_image + w0.to(tl.int64) * x_pixel
-        dy_base = dy + image * dy_image + col * dy_pixel
-        sweep = unit % bands % sweeps
-        first = unit % bands // sweeps * ROWS
-        h0 = sweep * stride_h - pad_top + tap_h * dilation_h + first * STEP * dilation_h
-
-        # seen[i] is the row of dy that is i above the one whose first tap is here.
-        seen = ()
-        for _ in tl.static_range(REACH):
-            seen = seen + (tl.zeros((BLOCK_P, BLOCK_C), dy.dtype.element_ty),)
-        for step in range(ROWS + REACH - 1):
-            row = sweep + (first + step) * sweeps
-            mask = ((step < ROWS) & (row < rows) & (point < points))[:, None] & map_mask[None, :]
-            pixel = dy_base + tl.cast(row, tl.int64) * dy_row
-            tile = tl.load(pixel[:, None] + map_[None, :], mask=mask, other=0.0)
-            seen = (tile,) + seen[: REACH - 1]
-            if bias_slices is not None:
-                bias += tile.to(tl.float32)
-            for j in tl.static_range(min(STEP, TAPS_H)):
-                h = h0 + (step * STEP + j) * dilation_h
-                for s in tl.static_range(TAPS_W):
-                    w_ = w0 + s * dilation_w
-                    inside = (point < points) & (h >= 0) & (h < in_h) & (w_ >= 0) & (w_ < in_w)
-                    mask = inside[:, None] & map_mask[None, :]
-                    pixel = x_base + (tl.cast(h, tl.int64) * x_row + s * dilation_w * x_pixel)
-                    tile = tl.load(pixel[:, None] + map_[None, :], mask=mask, other=0.0)
-                    tile = prologue(tile, mask, x_scale, x_shift, map_, map_mask, X_ACTIVATION, x_alpha)
-                    for i in tl.static_range(REACH):
-                        if i * STEP + j < TAPS_H:
-                            product = tile.to(tl.float32) * seen[i].to(tl.float32)
-                            sums = added(sums, (i * STEP + j) * TAPS_W + s, product)
-
-    out = slices + (split.to(tl.int64) * maps + map_) * (taps_h * taps_w)
-    for r in tl.static_range(TAPS_H):
-        for s in tl.static_range(TAPS_W):
-            tap_mask = map_mask & (tap_w + s < taps_w)
-            at = out + ((tap_h + r) * taps_w + tap_w + s)
-            tl.store(at, tl.sum(sums[r * TAPS_W + s], axis=0), mask=tap_mask)
-    if bias_slices is not None:
-        if tl.program_id(2) == 0:
-            tl.store(bias_slices + split.to(tl.int64) * maps + map_, tl.sum(bias, axis=0), mask=map_mask)
-
-
 def turned(w: torch.Tensor) -> tuple[torch.Tensor, list[Launch]]:
     """w as [taps][maps] in float32, and the launch that writes it."""
     maps, _, taps_h, taps_w = w.shape
@@ -346,14 +253,14 @@ def _launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
 
 
 def _swept(p: ConvProblem) -> bool:
-    return p.r <= _SWEPT_ROWS and (p.direction == "fprop" or p.stride == (1, 1))
+    return p.r <= SWEPT_ROWS and (p.direction == "fprop" or p.stride == (1, 1))
 
 
 def _sweep(p: ConvProblem, o: Operands, config: Config, shared: dict[str, Any]) -> Sequence[Launch]:
     rows, block_p, block_c = config.tile
     sweeps, step = sweeps_of(p.stride[0], p.dilation[0])
     (top, left), size, w_start = p.padding[:2], (p.p, p.q), 0
-    held = p.r * p.s <= _HELD_TAPS
+    held = p.r * p.s <= HELD_TAPS
     w, turn = (o.w, []) if held else turned(o.w)
     w_map, w_tap_h, w_tap_w = (o.w.stride(0), o.w.stride(2), o.w.stride(3)) if held else (1, p.s * p.k, p.k)
     if p.direction == "dgrad":  # the filter turned around, which begins with the last tap
@@ -394,37 +301,6 @@ def _gather(p: ConvProblem, o: Operands, config: Config, shared: dict[str, Any])
     return [*turn, Launch(gather_kernel, grid, in_units(arguments), config)]
 
 
-def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
-    rows, block_p, block_c = config.tile
-    sweeps, step = sweeps_of(p.stride[0], p.dilation[0])
-    one_pass = p.r * p.s <= _ONE_PASS_TAPS and p.r <= _SWEPT_ROWS
-    taps_h, taps_w = (p.r, p.s) if one_pass else (1, min(p.s, _SPLIT_TAPS))
-    tap_blocks = cdiv(p.r, taps_h) * cdiv(p.s, taps_w)
-    points = p.n * p.q
-    bands = sweeps * cdiv(cdiv(p.p, sweeps), rows)
-    units = cdiv(points, block_p) * bands
-    splits = cdiv(units, cdiv(units, cdiv(_PROGRAMS, cdiv(p.c, block_c) * tap_blocks)))
-    slices = torch.empty(splits, o.w.numel(), dtype=torch.float32, device=o.w.device)
-    bias_slices = None if o.dbias is None else torch.empty(splits, p.k, dtype=torch.float32, device=o.w.device)
-    dy_image, dy_row, dy_pixel = image_strides(o.y)
-    x_image, x_row, x_pixel = image_strides(o.x)
-    arguments: dict[str, Any] = {
-        "dy": o.y, "x": o.x, "slices": slices, "bias_slices": bias_slices, "x_scale": o.x_scale, "x_shift": o.x_shift,
-        "points": points, "rows": p.p, "cols": p.q, "maps": p.c, "in_h": p.h, "in_w": p.w,
-        "bands": bands, "units": units, "per_split": cdiv(units, splits),
-        "dy_image": dy_image, "dy_row": dy_row, "dy_pixel": dy_pixel,
-        "x_image": x_image, "x_row": x_row, "x_pixel": x_pixel,
-        "stride_h": p.stride[0], "stride_w": p.stride[1], "pad_top": p.padding[0], "pad_left": p.padding[1],
-        "dilation_h": p.dilation[0], "dilation_w": p.dilation[1], "sweeps": sweeps,
-        "taps_h": p.r, "taps_w": p.s, "x_alpha": p.prologue.alpha,
-        "TAPS_H": taps_h, "TAPS_W": taps_w, "STEP": step, "X_ACTIVATION": p.prologue.activation,
-        "ROWS": rows, "BLOCK_P": block_p, "BLOCK_C": block_c,
-    }  # fmt: skip
-    grid = (cdiv(p.c, block_c), splits, tap_blocks)
-    launches = [Launch(wgrad_kernel, grid, in_units(arguments), config), add_slices(slices, o.w)]
-    return launches if bias_slices is None else [*launches, add_slices(bias_slices, o.dbias)]
-
-
 def _pick(p: ConvProblem, chip: Chip) -> Config:
     """The tallest tile of which every multiprocessor has 8 or more, else the lowest.
 
@@ -432,7 +308,7 @@ def _pick(p: ConvProblem, chip: Chip) -> Config:
     """
     rows, cols = (p.p, p.q) if p.direction == "fprop" else (p.h, p.w)
     width = 64 if p.c > 32 else 32
-    block_p = 32 if width == 32 or not (_swept(p) and p.r * p.s <= _HELD_TAPS) else 16
+    block_p = 32 if width == 32 or not (_swept(p) and p.r * p.s <= HELD_TAPS) else 16
     fitting = [config for config in CONFIGS[:-1] if config.tile[1:] == (block_p, width)]
 
     def programs(config: Config) -> int:
@@ -441,25 +317,19 @@ def _pick(p: ConvProblem, chip: Chip) -> Config:
     return next((config for config in fitting if programs(config) >= 8 * chip.multiprocessors), fitting[-1])
 
 
-def _pick_wgrad(p: ConvProblem, chip: Chip) -> Config:
-    """8 elements to a thread where the sums of all taps still fit its registers."""
-    few = p.r * p.s <= _HELD_TAPS or p.r * p.s > _ONE_PASS_TAPS
-    width = 64 if p.c > 32 else 32
-    return next(c for c in WGRAD_CONFIGS if c.tile[2] == width and c.tile[1] * width == (1024 if few else 512))
-
-
-def _why_not(p: ConvProblem) -> str:
+def why_not(p: ConvProblem) -> str:
+    """Empty, or why the family cannot compute the problem, in any direction."""
     if not p.groups == p.c == p.k:
         return "needs one filter per map: groups == C == K"
     return ""
 
 
-def _rather_not(p: ConvProblem) -> str:
+def rather_not(p: ConvProblem) -> str:
+    """Empty, or why a later family is the better choice."""
     return ""
 
 
 KERNELS = (
-    TritonKernel("depthwise", "fprop", CONFIGS, _why_not, _rather_not, _pick, _launches),
-    TritonKernel("depthwise", "dgrad", CONFIGS, _why_not, _rather_not, _pick, _launches),
-    TritonKernel("depthwise", "wgrad", WGRAD_CONFIGS, _why_not, _rather_not, _pick_wgrad, _wgrad),
+    TritonKernel("depthwise", "fprop", CONFIGS, why_not, rather_not, _pick, _launches),
+    TritonKernel("depthwise", "dgrad", CONFIGS, why_not, rather_not, _pick, _launches),
 )

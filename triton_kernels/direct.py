@@ -25,7 +25,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 
@@ -34,8 +33,9 @@ from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.configs import DIRECT_CONFIGS, DIRECT_WGRAD_CONFIGS, pick_direct, wgrad_splits
 from cnnkern.triton_kernels.fused import epilogue
 from cnnkern.triton_kernels.im2col import patches
-from cnnkern.triton_kernels.implicit_gemm import add_slices, image_strides
+from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Config, Launch, TritonKernel, cdiv
+from cnnkern.triton_kernels.slices import added, slices_of
 
 
 @triton.jit
@@ -148,16 +148,13 @@ def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     points, tiles = p.n * p.p * p.q, cdiv(p.k, block_m) * cdiv(p.r * p.s * p.c, block_n)
     per_split = block_p * cdiv(cdiv(points, block_p), wgrad_splits(points, tiles, block_p))
     splits = cdiv(points, per_split)
-    slices = torch.empty(splits, o.w.numel(), dtype=torch.float32, device=o.w.device)
-    bias_slices = None if o.dbias is None else torch.empty(splits, p.k, dtype=torch.float32, device=o.w.device)
     dy_image, dy_row, dy_pixel = image_strides(o.y)
     arguments = {
-        **_common(p, o), "dy": o.y, "slices": slices, "bias_slices": bias_slices, "per_split": per_split,
+        **_common(p, o), "dy": o.y, **slices_of(o, splits), "per_split": per_split,
         "dy_image": dy_image, "dy_row": dy_row, "dy_pixel": dy_pixel,
         "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_P": block_p,
     }  # fmt: skip
-    launches = [Launch(wgrad_kernel, (tiles, splits), arguments, config), add_slices(slices, o.w)]
-    return launches if bias_slices is None else [*launches, add_slices(bias_slices, o.dbias)]
+    return added(Launch(wgrad_kernel, (tiles, splits), arguments, config), o)
 
 
 def _why_not(p: ConvProblem) -> str:

@@ -36,6 +36,7 @@ from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.configs import GEMM_CONFIGS, WGRAD_CONFIGS, pick_gemm, pick_wgrad, wgrad_splits
 from cnnkern.triton_kernels.fused import epilogue, prologue
 from cnnkern.triton_kernels.launch import Config, Launch, TritonKernel, cdiv
+from cnnkern.triton_kernels.slices import added, slices_of
 from cnnkern.triton_kernels.statistics import empty_partials, store_statistics
 
 
@@ -162,18 +163,6 @@ def wgrad_kernel(
             tl.store(bias_slices + split * maps + group * k + k_map, bias, mask=k_mask)
 
 
-@triton.jit
-def add_slices_kernel(slices, out, count, splits, BLOCK: tl.constexpr):
-    """out[i] = the sum over splits, in order, of slices[split][i]."""
-    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    total = tl.zeros((BLOCK,), tl.float32)
-    slice_ = slices + i
-    for _ in range(splits):
-        total += tl.load(slice_, mask=i < count, other=0.0)
-        slice_ += count
-    tl.store(out + i, total.to(out.dtype.element_ty), mask=i < count)
-
-
 def image_strides(tensor: torch.Tensor) -> tuple[int, int, int]:
     """Elements from image to image, row to row and pixel to pixel of an (N, C, H, W) tensor."""
     return tensor.stride(0), tensor.stride(2), tensor.stride(3)
@@ -285,12 +274,10 @@ def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     tiles = cdiv(k, block_m) * cdiv(c, block_n) * p.r * p.s
     per_split = block_p * cdiv(cdiv(points, block_p), wgrad_splits(points, tiles * p.groups, block_p))
     splits = cdiv(points, per_split)
-    slices = torch.empty(splits, o.w.numel(), dtype=torch.float32, device=o.w.device)
-    bias_slices = None if o.dbias is None else torch.empty(splits, p.k, dtype=torch.float32, device=o.w.device)
     dy_image, dy_row, dy_pixel = image_strides(o.y)
     x_image, x_row, x_pixel = image_strides(o.x)
     arguments: dict[str, Any] = {
-        "dy": o.y, "x": o.x, "slices": slices, "bias_slices": bias_slices, "x_scale": o.x_scale, "x_shift": o.x_shift,
+        "dy": o.y, "x": o.x, **slices_of(o, splits), "x_scale": o.x_scale, "x_shift": o.x_shift,
         "points": points, "rows": p.p, "cols": p.q, "per_split": per_split,
         "in_h": p.h, "in_w": p.w, "c": c, "k": k,
         "dy_image": dy_image, "dy_row": dy_row, "dy_pixel": dy_pixel,
@@ -301,15 +288,7 @@ def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
         "TAPS_W": p.s, "X_ACTIVATION": p.prologue.activation, "PRECISION": o.precision,
         "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_P": block_p,
     }  # fmt: skip
-    launches = [Launch(wgrad_kernel, (tiles, splits, p.groups), arguments, config), add_slices(slices, o.w)]
-    return launches if bias_slices is None else [*launches, add_slices(bias_slices, o.dbias)]
-
-
-def add_slices(slices: torch.Tensor, out: Any) -> Launch:
-    """The launch that adds slices [splits, count] float32, in order, into `out`, of count elements without gaps."""
-    splits, count = slices.shape
-    arguments = {"slices": slices, "out": out, "count": count, "splits": splits, "BLOCK": 1024}
-    return Launch(add_slices_kernel, (cdiv(count, 1024),), arguments, Config((1024,)))
+    return added(Launch(wgrad_kernel, (tiles, splits, p.groups), arguments, config), o)
 
 
 def _why_not(p: ConvProblem) -> str:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from cnnkern.triton_kernels import depthwise, direct, grouped, im2col, implicit_gemm, pointwise
+from cnnkern.triton_kernels import (
+    depthwise,
+    depthwise_wgrad,
+    direct,
+    grouped,
+    grouped_wgrad,
+    im2col,
+    implicit_gemm,
+    pointwise,
+)
 from cnnkern.triton_kernels.launch import TritonKernel
 
 KERNELS: tuple[TritonKernel, ...] = (
     *depthwise.KERNELS,
+    *depthwise_wgrad.KERNELS,
     *grouped.KERNELS,
+    *grouped_wgrad.KERNELS,
     *direct.KERNELS,
     *pointwise.KERNELS,
     *implicit_gemm.KERNELS,

@@ -44,6 +44,7 @@ from cnnkern.triton_kernels.configs import (
 )
 from cnnkern.triton_kernels.fused import epilogue, prologue
 from cnnkern.triton_kernels.launch import Config, Launch, TritonKernel, cdiv
+from cnnkern.triton_kernels.slices import added, slices_of
 
 
 @triton.jit
@@ -170,18 +171,15 @@ def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     points, tiles = len(x), cdiv(p.k, block_m) * cdiv(p.c, block_n)
     per_split = block_p * cdiv(cdiv(points, block_p), wgrad_splits(points, tiles, block_p))
     splits = cdiv(points, per_split)
-    slices = torch.empty(splits, p.k * p.c, dtype=torch.float32, device=o.w.device)
-    bias_slices = None if o.dbias is None else torch.empty(splits, p.k, dtype=torch.float32, device=o.w.device)
     arguments: dict[str, Any] = {
         "dy": TensorDescriptor.from_tensor(dy, [block_p, block_m]),
         "x": TensorDescriptor.from_tensor(x, [block_p, block_n]),
-        "slices": slices, "bias_slices": bias_slices, "x_scale": o.x_scale, "x_shift": o.x_shift,
+        **slices_of(o, splits), "x_scale": o.x_scale, "x_shift": o.x_shift,
         "points": points, "per_split": per_split, "c": p.c, "k": p.k, "x_alpha": p.prologue.alpha,
         "X_ACTIVATION": p.prologue.activation, "PRECISION": o.precision,
         "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_P": block_p,
     }  # fmt: skip
-    launches = [Launch(wgrad_kernel, (tiles, splits), arguments, config), implicit_gemm.add_slices(slices, o.w)]
-    return launches if bias_slices is None else [*launches, implicit_gemm.add_slices(bias_slices, o.dbias)]
+    return added(Launch(wgrad_kernel, (tiles, splits), arguments, config), o)
 
 
 def _why_not(p: ConvProblem) -> str:
