@@ -9,14 +9,15 @@ PYTHON := .venv/bin/python
 READY := .venv/ready
 endif
 BUILT := build/built
-SOURCES := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h')
+SOURCES := CMakeLists.txt setup.py $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu')
+BUILT_CUDA := build/built-cuda
 PYTEST := $(PYTHON) -m pytest
 CNNKERN := $(dir $(PYTHON))cnnkern
 RESULTS := bench/results/cpu-2-threads
 
 SANITIZED := build/sanitize/package
 
-.PHONY: bench gpu results bench-kernels test test-full test-sanitize build lint check-spills clean
+.PHONY: bench gpu resources results bench-kernels test test-full test-sanitize build lint check-spills clean
 
 bench: $(BUILT)
 	$(CNNKERN) bench
@@ -40,11 +41,11 @@ gpu:
 bench-kernels: $(BUILT)
 	$(PYTEST) tests/bench_kernels.py
 
-test: $(BUILT)
+test: $(BUILT) $(BUILT_CUDA)
 	$(PYTEST) -m "not full"
 	TRITON_INTERPRET=1 $(PYTEST) -m "not full" tests/interpreted
 
-test-full: $(BUILT)
+test-full: $(BUILT) $(BUILT_CUDA)
 	$(PYTEST)
 	TRITON_INTERPRET=1 $(PYTEST) tests/interpreted
 
@@ -66,7 +67,11 @@ build: $(READY)
 lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(dir $(PYTHON))clang-format --dry-run --Werror $(filter %.cpp %.h, $(SOURCES))
+	$(dir $(PYTHON))clang-format --dry-run --Werror $(filter %.cpp %.cu %.h, $(SOURCES))
+
+# The table of csrc/cuda/README.md.
+resources: $(BUILT_CUDA)
+	$(PYTHON) -m cnnkern.bench.resources csrc/cuda/README.md
 
 check-spills: $(BUILT)
 	$(PYTEST) tests/test_disassembly.py
@@ -83,4 +88,9 @@ clean:
 
 $(BUILT): $(READY) $(SOURCES)
 	$(PYTHON) setup.py build_ext --inplace
+	touch $@
+
+# The CUDA kernels too, where there is a compiler for them: the tests look at what it made of them.
+$(BUILT_CUDA): $(BUILT)
+	$(if $(shell command -v nvcc),CNNKERN_CUDA=1 CNNKERN_CUDA_ARCHS="80;90a" $(PYTHON) setup.py build_ext --inplace)
 	touch $@

@@ -9,15 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 
-from cnnkern import dispatch, gpu
+from cnnkern import autograd, dispatch, gpu
 from cnnkern.arguments import Size, alpha_of, geometry_of
 from cnnkern.backends import triton
+from cnnkern.composed import activate
 from cnnkern.flags import ONLY, TF32
 from cnnkern.operands import Operands, evenly_spaced
-from cnnkern.ops import gives_channels_last
+from cnnkern.ops import Constants, gives_channels_last
 from cnnkern.problem import Epilogue, Prologue
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def conv_bn_act(
     eps: float = 1e-5, momentum: float = 0.1, activation: str = "relu", alpha: float | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """activation(batch_norm(conv2d(x, w)) + residual), in training; differentiable once, in all its tensors.
+    """activation(batch_norm(conv2d(x, w)) + residual), in training; differentiable to any order, in all its tensors.
 
     Args:
         x, w: (N, C, H, W) and (K, C / groups, R, S), on a GPU, of one dtype: float32, bfloat16 or float16.
@@ -89,8 +91,9 @@ class _ConvBNAct(Function):
         return gpu._laid_out(y, gives_channels_last(x, w))
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx, dy)
         from cnnkern.triton_kernels import batch_norm
 
         x, w, gamma, beta, residual, z, moments = ctx.saved_tensors
@@ -112,6 +115,23 @@ class _ConvBNAct(Function):
             rest = (False, not w.is_contiguous(), None, None, None, None, flags, None)
             dw, _ = gpu.conv2d_wgrad(dz, x, w.shape, geometry, *rest)
         return dx, dw, dgamma, dbeta, dresidual, *(None,) * 7
+
+
+def _differentiable_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients as functions that have gradients: those of the layers one after another, computed anew."""
+    x, w, gamma, beta, residual, *_ = ctx.saved_tensors
+    geometry, eps, activation, alpha, flags = ctx.rest
+    z = autograd.fprop(x, w, None, None, None, Constants(geometry, flags), "none", 0.0)
+    y = F.batch_norm(z, None, None, gamma, beta, training=True, eps=eps)
+    y = activate(y if residual is None else y + residual, activation, alpha)
+    needed = ctx.needs_input_grad[:5]
+    asked = [t for t, needs in zip((x, w, gamma, beta, residual), needed, strict=True) if needs and t is not None]
+    found = iter(torch.autograd.grad(y, asked, dy, create_graph=True))
+    *gradients, dresidual = (
+        next(found) if needs and t is not None else None
+        for t, needs in zip((x, w, gamma, beta, residual), needed, strict=True)
+    )
+    return *gradients, dy if needed[4] and residual is None else dresidual, *(None,) * 7
 
 
 def _convolved(x: Tensor, w: Tensor, geometry: tuple[int, ...], flags: int) -> tuple[Tensor, Tensor]:

@@ -202,6 +202,31 @@ def test_the_same_bits_from_every_run():
     assert all(map(torch.equal, gradients(), gradients()))
 
 
+@pytest.mark.parametrize(("activation", "residual"), [("silu", True), ("none", True), ("tanh", False)])
+def test_gradients_of_gradients(activation, residual):
+    given = [normal(2, 3, 4, 5), normal(4, 3, 3, 3), normal(4, seed=1) + 2, normal(4, seed=2)]
+    given += [normal(2, 4, 4, 5, seed=3)] * residual
+
+    def second_order(layer, dtype):
+        tensors = [tensor.to(dtype).requires_grad_() for tensor in given]
+        y = layer(*tensors[:4], tensors[4] if residual else None)
+        first = torch.autograd.grad(y.square().sum(), tensors, create_graph=True)
+        return torch.autograd.grad(sum(gradient.square().sum() for gradient in first), tensors)
+
+    mine = second_order(
+        lambda x, w, gamma, beta, r: conv_bn_act(
+            x, w, gamma, beta, None, None, 1, 1, activation=activation, residual=r
+        ),
+        torch.float32,
+    )
+    theirs = second_order(
+        lambda x, w, gamma, beta, r: torchs_layers(x, w, gamma, beta, (None, None), (1, 1), 1e-5, 0.1, activation, r),
+        torch.float64,
+    )
+    for one, other in zip(mine, theirs, strict=True):
+        close(one, other, 1e-4)
+
+
 def test_slices_as_operands():
     """x, dy and residual as slices of maps of wider buffers, and dy without memory of its own."""
     x, w = normal(2, 8, 5, 5).float(), normal(6, 4, 3, 3).float()
