@@ -1,0 +1,115 @@
+#include "shared_memory.h"
+
+#include <cstring>
+
+#include "simt.h"
+
+namespace simt {
+namespace {
+
+constexpr uint32_t kSeveral = kMostAgents - 1;  // the id of a grain's `read` that stands for several readers
+
+std::string range_text(int64_t offset, size_t bytes) {
+  return "shared bytes " + std::to_string(offset) + " to " + std::to_string(offset + static_cast<int64_t>(bytes) - 1);
+}
+
+}  // namespace
+
+void Agent::release(Clock& to) {
+  to.join(seen);
+  if (starter) to.add(starter);
+  to.add(now());
+  if (++time == kMostTime) throw Error(Fault::misuse, "a thread synchronises more often than its clock can count");
+}
+
+SharedMemory::SharedMemory(size_t bytes)
+    : bytes_(bytes),
+      storage_(new std::byte[bytes + kAlignment]),
+      grains_((bytes + kGrain - 1) / kGrain),
+      written_at_(grains_.size()) {
+  const auto begin = reinterpret_cast<uintptr_t>(storage_.get());
+  data_ = storage_.get() + (kAlignment - begin % kAlignment) % kAlignment;
+  std::memset(data_, 0xff, bytes);  // NaN in every type
+}
+
+void SharedMemory::check_place(int64_t offset, size_t bytes, size_t alignment, const char* verb, const Site& at) const {
+  if (offset < 0 || offset + static_cast<int64_t>(bytes) > static_cast<int64_t>(bytes_))
+    fail(Fault::bounds, std::string(verb) + " " + range_text(offset, bytes) + " of " + std::to_string(bytes_), at);
+  if (offset % static_cast<int64_t>(alignment))
+    fail(Fault::alignment,
+         std::string(verb) + " " + range_text(offset, bytes) + ", which begin at no multiple of " +
+             std::to_string(alignment),
+         at);
+}
+
+void SharedMemory::race(const Agent& agent, const char* verb, int64_t offset, const Site& at, Epoch other,
+                        const char* other_verb, const Site* other_at) const {
+  fail(Fault::race,
+       describe(agent.id) + " " + verb + " shared byte " + std::to_string(offset) + ", which " + describe(other.id) +
+           " " + other_verb + (other_at ? " at " + to_string(*other_at) : std::string()) + "; nothing orders the two",
+       at);
+}
+
+const std::byte* SharedMemory::read(const Agent& agent, int64_t offset, size_t bytes, size_t alignment,
+                                    const Site& at) {
+  check_place(offset, bytes, alignment, "reads", at);
+  for (size_t i = offset / kGrain, end = (offset + bytes + kGrain - 1) / kGrain; i < end; ++i) {
+    Grain& grain = grains_[i];
+    const auto byte = static_cast<int64_t>(i * kGrain);
+    if (!grain.written)
+      fail(Fault::poison,
+           describe(agent.id) + " reads shared byte " + std::to_string(byte) + ", which nobody has written", at);
+    if (!agent.covers(grain.written)) race(agent, "reads", byte, at, grain.written, "writes", &written_at_[i]);
+    note_read(grain, agent);
+  }
+  return data_ + offset;
+}
+
+void SharedMemory::note_read(Grain& grain, const Agent& agent) {
+  if (grain.read.id != kSeveral) {
+    if (agent.covers(grain.read)) {  // also where there was none
+      grain.read = agent.now();
+      return;
+    }
+    if (free_readers_.empty()) {
+      free_readers_.push_back(static_cast<uint32_t>(readers_.size()));
+      readers_.emplace_back();
+    }
+    const Epoch first = grain.read;
+    grain.read = {kSeveral, free_readers_.back()};
+    free_readers_.pop_back();
+    auto& times = readers_[grain.read.time];
+    times.assign(std::max(first.id, agent.id) + 1, 0);
+    times[first.id] = first.time;
+  }
+  auto& times = readers_[grain.read.time];
+  if (times.size() <= agent.id) times.resize(agent.id + 1);
+  times[agent.id] = agent.time;
+}
+
+void SharedMemory::check_readers(const Grain& grain, const Agent& agent, int64_t offset, const Site& at) {
+  if (grain.read.id != kSeveral) {
+    if (!agent.covers(grain.read)) race(agent, "writes", offset, at, grain.read, "reads", nullptr);
+    return;
+  }
+  const auto& times = readers_[grain.read.time];
+  for (uint32_t id = 0; id < times.size(); ++id) {
+    if (!agent.covers({id, times[id]})) race(agent, "writes", offset, at, {id, times[id]}, "reads", nullptr);
+  }
+  free_readers_.push_back(grain.read.time);
+}
+
+std::byte* SharedMemory::write(const Agent& agent, int64_t offset, size_t bytes, size_t alignment, const Site& at) {
+  check_place(offset, bytes, alignment, "writes", at);
+  for (size_t i = offset / kGrain, end = (offset + bytes + kGrain - 1) / kGrain; i < end; ++i) {
+    Grain& grain = grains_[i];
+    const auto byte = static_cast<int64_t>(i * kGrain);
+    if (!agent.covers(grain.written)) race(agent, "writes", byte, at, grain.written, "writes", &written_at_[i]);
+    check_readers(grain, agent, byte, at);
+    grain = {agent.now(), {}};
+    written_at_[i] = at;
+  }
+  return data_ + offset;
+}
+
+}  // namespace simt
