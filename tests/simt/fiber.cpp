@@ -64,7 +64,7 @@ Fiber::Fiber(void (*entry)()) : entry_(entry), stack_bytes_(kStackBytes) {
   stack_ = stack;
 #if defined(__x86_64__) && !defined(SIMT_UCONTEXT)
   // What simt_switch pops: six registers and where to return to; above it a return address of null ends every trace.
-  void** top = reinterpret_cast<void**>(stack + kStackBytes) - 2;
+  void** top = reinterpret_cast<void**>(stack + kStackBytes) - 1;
   *top = nullptr;
   *--top = reinterpret_cast<void*>(&begin);
   for (int i = 0; i < 6; ++i) *--top = nullptr;

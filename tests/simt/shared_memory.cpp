@@ -9,6 +9,9 @@ namespace {
 
 constexpr uint32_t kSeveral = kMostAgents - 1;  // the id of a grain's `read` that stands for several readers
 
+// Nothing where it is the running thread, which fail() names.
+std::string who(const Agent& agent) { return agent.id == self().id ? "" : describe(agent.id) + " "; }
+
 std::string range_text(int64_t offset, size_t bytes) {
   return "shared bytes " + std::to_string(offset) + " to " + std::to_string(offset + static_cast<int64_t>(bytes) - 1);
 }
@@ -45,8 +48,8 @@ void SharedMemory::check_place(int64_t offset, size_t bytes, size_t alignment, c
 void SharedMemory::race(const Agent& agent, const char* verb, int64_t offset, const Site& at, Epoch other,
                         const char* other_verb, const Site* other_at) const {
   fail(Fault::race,
-       describe(agent.id) + " " + verb + " shared byte " + std::to_string(offset) + ", which " + describe(other.id) +
-           " " + other_verb + (other_at ? " at " + to_string(*other_at) : std::string()) + "; nothing orders the two",
+       who(agent) + verb + " shared byte " + std::to_string(offset) + ", which " + describe(other.id) + " has " +
+           other_verb + (other_at ? " at " + to_string(*other_at) : "") + ", and nothing orders the two",
        at);
 }
 
@@ -57,9 +60,8 @@ const std::byte* SharedMemory::read(const Agent& agent, int64_t offset, size_t b
     Grain& grain = grains_[i];
     const auto byte = static_cast<int64_t>(i * kGrain);
     if (!grain.written)
-      fail(Fault::poison,
-           describe(agent.id) + " reads shared byte " + std::to_string(byte) + ", which nobody has written", at);
-    if (!agent.covers(grain.written)) race(agent, "reads", byte, at, grain.written, "writes", &written_at_[i]);
+      fail(Fault::poison, who(agent) + "reads shared byte " + std::to_string(byte) + ", which nobody has written", at);
+    if (!agent.covers(grain.written)) race(agent, "reads", byte, at, grain.written, "written", &written_at_[i]);
     note_read(grain, agent);
   }
   return data_ + offset;
@@ -89,12 +91,12 @@ void SharedMemory::note_read(Grain& grain, const Agent& agent) {
 
 void SharedMemory::check_readers(const Grain& grain, const Agent& agent, int64_t offset, const Site& at) {
   if (grain.read.id != kSeveral) {
-    if (!agent.covers(grain.read)) race(agent, "writes", offset, at, grain.read, "reads", nullptr);
+    if (!agent.covers(grain.read)) race(agent, "writes", offset, at, grain.read, "read", nullptr);
     return;
   }
   const auto& times = readers_[grain.read.time];
   for (uint32_t id = 0; id < times.size(); ++id) {
-    if (!agent.covers({id, times[id]})) race(agent, "writes", offset, at, {id, times[id]}, "reads", nullptr);
+    if (!agent.covers({id, times[id]})) race(agent, "writes", offset, at, {id, times[id]}, "read", nullptr);
   }
   free_readers_.push_back(grain.read.time);
 }
@@ -104,7 +106,7 @@ std::byte* SharedMemory::write(const Agent& agent, int64_t offset, size_t bytes,
   for (size_t i = offset / kGrain, end = (offset + bytes + kGrain - 1) / kGrain; i < end; ++i) {
     Grain& grain = grains_[i];
     const auto byte = static_cast<int64_t>(i * kGrain);
-    if (!agent.covers(grain.written)) race(agent, "writes", byte, at, grain.written, "writes", &written_at_[i]);
+    if (!agent.covers(grain.written)) race(agent, "writes", byte, at, grain.written, "written", &written_at_[i]);
     check_readers(grain, agent, byte, at);
     grain = {agent.now(), {}};
     written_at_[i] = at;

@@ -218,7 +218,7 @@ void run(const Launch& launch, void (*body)(const void*), const void* params) {
 void fail(Fault fault, const std::string& what, const Site& at) {
   std::string where = current_launch.name;
   if (self_pointer) where += ", block " + to_string(self().block_index) + ", " + describe(self().id);
-  throw Error(fault, where + ": " + what + " at " + to_string(at));
+  throw Error(fault, where + ", " + to_string(at) + ": " + what);
 }
 
 std::string describe(uint32_t id) {
