@@ -233,18 +233,18 @@ class Bench {
     const bool weights = p_.direction == Direction::wgrad;
     Buffer workspace(DType::f32, 1, kernel.workspace_bytes ? (kernel.workspace_bytes(p_) + 3) / 4 : 0, 1, 0);
     Buffer dbias(DType::f32, 1, p_.k, 1, 0);
-    Operands o{.x = send(x_),
-               .w = send(w_),
-               .y = send(y_),
-               .scale = send(scale_),
-               .shift = send(shift_),
-               .x_scale = send(x_scale_),
-               .x_shift = send(x_shift_),
-               .residual = send(residual_),
-               .dbias = weights ? static_cast<float*>(dbias.send()) : nullptr,
-               .workspace = workspace.send(),
-               .residual_pixel_stride = p_.y_stride()};
-    if (options_.narrow) o.narrow = {true, true, true, true};
+    const Operands o{.x = send(x_),
+                     .w = send(w_),
+                     .y = send(y_),
+                     .scale = send(scale_),
+                     .shift = send(shift_),
+                     .x_scale = send(x_scale_),
+                     .x_shift = send(x_shift_),
+                     .residual = send(residual_),
+                     .dbias = weights ? static_cast<float*>(dbias.send()) : nullptr,
+                     .workspace = workspace.send(),
+                     .residual_pixel_stride = p_.y_stride(),
+                     .narrow = {options_.narrow, options_.narrow, options_.narrow, options_.narrow}};
     kernel.run(o, {p_, kernel.name});
     if (options_.time) seconds_ = median_seconds([&](void* stream) { kernel.run(o, {p_, kernel.name, 0, stream}); });
     for (const auto& buffer : buffers_) {

@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../simt.h"
 
@@ -83,6 +84,16 @@ template <class T>
 T __shfl_up_sync(unsigned mask, T value, unsigned lanes, int width = 32, simt::Site at = simt::Site::current()) {
   const int lane = simt::self().lane, source = lane - static_cast<int>(lanes);
   return simt::shuffle(mask, value, source >= (lane & -width) ? source : lane, at);
+}
+
+// Of two numbers where one is a NaN, the other, as on a GPU.
+template <class A, class B> constexpr std::common_type_t<A, B> min(A a, B b) {
+  if constexpr (std::is_floating_point_v<A>) return std::fmin(a, b);
+  return b < a ? b : a;
+}
+template <class A, class B> constexpr std::common_type_t<A, B> max(A a, B b) {
+  if constexpr (std::is_floating_point_v<A>) return std::fmax(a, b);
+  return a < b ? b : a;
 }
 
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>(uint64_t{a} * b >> 32); }
