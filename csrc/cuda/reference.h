@@ -1,6 +1,7 @@
 // Convolution as its formula has it, one element of the result at a time, in double: what the driver compares kernels with.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -20,8 +21,10 @@ struct Tensor {
   Tensor() = default;
   explicit Tensor(const Index& size) : size(size), values(static_cast<size_t>(size[0] * size[1] * size[2] * size[3])) {}
   int64_t elements() const { return static_cast<int64_t>(values.size()); }
-  double at(int64_t i, int64_t j, int64_t k, int64_t l) const {
-    return values[static_cast<size_t>(((i * size[1] + j) * size[2] + k) * size[3] + l)];
+  // The maps of a pixel; null in the padding.
+  const double* maps(int64_t i, int64_t j, int64_t k) const {
+    if (j < 0 || j >= size[1] || k < 0 || k >= size[2]) return nullptr;
+    return &values[static_cast<size_t>(((i * size[1] + j) * size[2] + k) * size[3])];
   }
   Index index(int64_t element) const {
     return {element / (size[3] * size[2] * size[1]), element / (size[3] * size[2]) % size[1],
@@ -88,11 +91,6 @@ class Reference {
     if (!shift.empty()) v += shift[static_cast<size_t>(map)];
     return activate_exactly(v + residual, activation, alpha);
   }
-  // x, or dy, at a pixel; 0 in the padding.
-  static double at_or_0(const Tensor& t, int64_t n, int64_t h, int64_t w, int64_t map) {
-    return h < 0 || h >= t.size[1] || w < 0 || w >= t.size[2] ? 0 : t.at(n, h, w, map);
-  }
-
   double fprop(const Index& at) const {
     const auto [n, p, q, k] = at;
     const int64_t c_per_group = p_.c_per_group(), first = k / p_.k_per_group() * c_per_group;
@@ -101,10 +99,11 @@ class Reference {
       for (int64_t s = 0; s < p_.s; ++s) {
         const int64_t h = p * p_.stride_h - p_.pad_top + r * p_.dilation_h;
         const int64_t w = q * p_.stride_w - p_.pad_left + s * p_.dilation_w;
-        for (int64_t c = 0; c < c_per_group; ++c) sum += at_or_0(x_, n, h, w, first + c) * o_.w.at(k, r, s, c);
+        const double *x = x_.maps(n, h, w), *weights = o_.w.maps(k, r, s);
+        for (int64_t c = 0; x && c < c_per_group; ++c) sum += x[first + c] * weights[c];
       }
     }
-    const double residual = p_.epilogue.residual ? o_.residual.at(n, p, q, k) : 0;
+    const double residual = p_.epilogue.residual ? o_.residual.maps(n, p, q)[k] : 0;
     return affine(sum, k, o_.scale, o_.shift, residual, p_.epilogue.activation, p_.epilogue.alpha);
   }
 
@@ -116,8 +115,9 @@ class Reference {
       for (int64_t s = 0; s < p_.s; ++s) {
         const int64_t p = h + p_.pad_top - r * p_.dilation_h, q = w + p_.pad_left - s * p_.dilation_w;
         if (p < 0 || q < 0 || p % p_.stride_h || q % p_.stride_w) continue;
-        for (int64_t k = first; k < first + k_per_group; ++k) {
-          sum += at_or_0(o_.y, n, p / p_.stride_h, q / p_.stride_w, k) * o_.w.at(k, r, s, c % p_.c_per_group());
+        const double* dy = o_.y.maps(n, p / p_.stride_h, q / p_.stride_w);
+        for (int64_t k = first; dy && k < first + k_per_group; ++k) {
+          sum += dy[k] * o_.w.maps(k, r, s)[c % p_.c_per_group()];
         }
       }
     }
@@ -133,7 +133,7 @@ class Reference {
         const int64_t h = p * p_.stride_h - p_.pad_top + r * p_.dilation_h;
         for (int64_t q = 0; q < p_.q(); ++q) {
           const int64_t w = q * p_.stride_w - p_.pad_left + s * p_.dilation_w;
-          sum += at_or_0(x_, n, h, w, map) * o_.y.at(n, p, q, k);
+          if (const double* x = x_.maps(n, h, w)) sum += x[map] * o_.y.maps(n, p, q)[k];
         }
       }
     }

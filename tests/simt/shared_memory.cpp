@@ -1,6 +1,8 @@
 #include "shared_memory.h"
 
+#include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "simt.h"
 
@@ -67,6 +69,34 @@ const std::byte* SharedMemory::read(const Agent& agent, int64_t offset, size_t b
   return data_ + offset;
 }
 
+void SharedMemory::Readers::note(Epoch read) {
+  constexpr size_t kFew = 8;
+  const auto place = [&](uint32_t id) -> uint32_t& {
+    if (places.size() <= id) places.resize(id + 1);
+    return places[id];
+  };
+  if (places.empty()) {
+    const auto at = std::find_if(reads.begin(), reads.end(), [&](const Epoch& other) { return other.id == read.id; });
+    if (at != reads.end()) {
+      *at = read;
+      return;
+    }
+    reads.push_back(read);
+    if (reads.size() <= kFew) return;
+    for (uint32_t i = 0; i < reads.size(); ++i) place(reads[i].id) = i + 1;
+  } else if (const uint32_t at = place(read.id)) {
+    reads[at - 1] = read;
+  } else {
+    reads.push_back(read);
+    place(read.id) = static_cast<uint32_t>(reads.size());
+  }
+}
+
+void SharedMemory::Readers::clear() {
+  reads.clear();
+  places.clear();
+}
+
 void SharedMemory::note_read(Grain& grain, const Agent& agent) {
   if (grain.read.id != kSeveral) {
     if (agent.covers(grain.read)) {  // also where there was none
@@ -77,27 +107,21 @@ void SharedMemory::note_read(Grain& grain, const Agent& agent) {
       free_readers_.push_back(static_cast<uint32_t>(readers_.size()));
       readers_.emplace_back();
     }
-    const Epoch first = grain.read;
-    grain.read = {kSeveral, free_readers_.back()};
+    const Epoch first = std::exchange(grain.read, {kSeveral, free_readers_.back()});
     free_readers_.pop_back();
-    auto& times = readers_[grain.read.time];
-    times.assign(std::max(first.id, agent.id) + 1, 0);
-    times[first.id] = first.time;
+    readers_[grain.read.time].note(first);
   }
-  auto& times = readers_[grain.read.time];
-  if (times.size() <= agent.id) times.resize(agent.id + 1);
-  times[agent.id] = agent.time;
+  readers_[grain.read.time].note(agent.now());
 }
 
-void SharedMemory::check_readers(const Grain& grain, const Agent& agent, int64_t offset, const Site& at) {
-  if (grain.read.id != kSeveral) {
-    if (!agent.covers(grain.read)) race(agent, "writes", offset, at, grain.read, "read", nullptr);
-    return;
-  }
-  const auto& times = readers_[grain.read.time];
-  for (uint32_t id = 0; id < times.size(); ++id) {
-    if (!agent.covers({id, times[id]})) race(agent, "writes", offset, at, {id, times[id]}, "read", nullptr);
-  }
+void SharedMemory::check_readers(Grain& grain, const Agent& agent, int64_t offset, const Site& at) {
+  const auto check = [&](Epoch read) {
+    if (!agent.covers(read)) race(agent, "writes", offset, at, read, "read", nullptr);
+  };
+  if (grain.read.id != kSeveral) return check(grain.read);
+  Readers& readers = readers_[grain.read.time];
+  for (const Epoch read : readers.reads) check(read);
+  readers.clear();
   free_readers_.push_back(grain.read.time);
 }
 

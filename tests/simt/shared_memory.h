@@ -53,9 +53,17 @@ class SharedMemory {
   struct Grain {
     Epoch written, read;  // the last write; the last read since, or, of several, which of readers_ tells of them
   };
+  // The last reads of several agents.
+  struct Readers {
+    std::vector<Epoch> reads;
+    std::vector<uint32_t> places;  // by agent: 1 + where in `reads` it is; empty while these are few
+
+    void note(Epoch read);
+    void clear();
+  };
   void check_place(int64_t offset, size_t bytes, size_t alignment, const char* verb, const Site& at) const;
   void note_read(Grain& grain, const Agent& agent);
-  void check_readers(const Grain& grain, const Agent& agent, int64_t offset, const Site& at);
+  void check_readers(Grain& grain, const Agent& agent, int64_t offset, const Site& at);
   [[noreturn]] void race(const Agent& agent, const char* verb, int64_t offset, const Site& at, Epoch other,
                          const char* other_verb, const Site* other_at) const;
 
@@ -64,7 +72,7 @@ class SharedMemory {
   std::byte* data_;
   std::vector<Grain> grains_;
   std::vector<Site> written_at_;
-  std::vector<std::vector<uint32_t>> readers_;  // time of the last read by agent
+  std::vector<Readers> readers_;
   std::vector<uint32_t> free_readers_;
 };
 
