@@ -1,12 +1,23 @@
 // Runs kernels on problems and compares what they write with the formula, without Python and without torch:
 //
-//   driver [--list] [--kernel SUBSTRING] [--real] [--offset N] [--narrow] [--tf32] [--capability N] [--seed N] [--time]
+//   driver [--list] [--ask] [--kernel NAME] [--real] [--offset N] [--narrow] [--tf32] [--capability N] [--seed N] [--time]
 //          [PROBLEM...]
 //
-// Problems are strings as csrc/conv_problem.h has them; none: one a line from standard input. For each, every kernel of its
-// direction and dtype that does not refuse is run on small integers, whose sums are exact, and has to be equal; with --real
-// on random numbers, against a bound on rounding. Whatever a kernel is not to write is checked to be as it was: operands,
-// gaps between pixels, and a zone around each tensor. The exit status is 1 if anything was wrong.
+//   --list        prints every kernel's name, and is all
+//   --ask         prints what kernels answer, and runs none
+//   --kernel      only kernels in whose name this occurs
+//   --real        random numbers, and a bound on rounding; else small integers, whose sums are exact, and equality
+//   --offset      elements between an aligned address and each operand
+//   --narrow      scales and shifts have the tensors' type
+//   --tf32        float may be multiplied as TF32
+//   --capability  of the GPU; this one's if not given
+//   --seed        of the numbers and, in the host build, of the order in which threads run
+//   --time        the median time of a call as well
+//
+// Problems are strings as csrc/conv_problem.h has them. None: a line each from standard input, where the name of a kernel,
+// or a part of it, may follow. Every kernel of a problem's direction and dtype that does not refuse is run. What it is not
+// to write is checked to be as it was: operands, gaps between pixels, and a zone around each tensor. The exit status is 1 if
+// anything was wrong.
 #include <primitives/device.h>
 #include <primitives/numeric.h>
 
@@ -30,7 +41,7 @@ namespace cnnkern::cuda {
 namespace {
 
 struct Options {
-  bool list = false, real = false, narrow = false, time = false, refusals = false;
+  bool list = false, ask = false, real = false, narrow = false, time = false;
   int64_t offset = 0;  // elements between an aligned address and each operand
   uint64_t seed = 0;
   std::string kernel;
@@ -320,17 +331,23 @@ double bytes(const ConvProblem& p) {
   return static_cast<double>(elements * kDTypeSizes[static_cast<int>(p.dtype)]);
 }
 
+void print_speed(const ConvProblem& p, double seconds) {
+  std::printf(" %.2f us, %.0f GB/s, %.2f TFLOP/s", seconds * 1e6, bytes(p) / seconds / 1e9, p.flops() / seconds / 1e12);
+}
+
 // Returns whether all was right.
-bool run_problem(const std::string& line, const Options& options) {
-  const ConvProblem p = ConvProblem::parse(line);
+bool run_problem(const std::string& problem, const std::string& part_of_name, const Options& options) {
+  const ConvProblem p = ConvProblem::parse(problem);
   Flags flags = options.flags;
   flags.unaligned = options.offset * kDTypeSizes[static_cast<int>(p.dtype)] % 16 != 0;
   std::unique_ptr<Bench> bench;
   bool right = true;
   for (const Kernel& kernel : kernels()) {
-    if (kernel.name.find(options.kernel) == std::string::npos || !serves(kernel, p)) continue;
-    if (const std::string why = kernel.why_not(p, flags); !why.empty()) {
-      std::printf("%s %s refused: %s\n", kernel.name.c_str(), line.c_str(), why.c_str());
+    if (kernel.name.find(part_of_name) == std::string::npos || !serves(kernel, p)) continue;
+    std::printf("%s %s ", kernel.name.c_str(), problem.c_str());
+    std::fflush(stdout);  // a sanitizer may end the program
+    if (const std::string why = kernel.why_not(p, flags); !why.empty() || options.ask) {
+      std::printf("%s%s\n", why.empty() ? "accepted" : "refused: ", why.c_str());
       continue;
     }
     if (!bench) bench = std::make_unique<Bench>(p, options);
@@ -340,12 +357,9 @@ bool run_problem(const std::string& line, const Options& options) {
     } catch (const std::exception& error) {
       wrong = std::string("error: ") + error.what();
     }
-    std::printf("%s %s %s%s", kernel.name.c_str(), line.c_str(), wrong.empty() ? "ok" : "WRONG ", wrong.c_str());
-    if (bench->seconds() > 0)
-      std::printf(" %.2f us %.0f GB/s %.2f TFLOP/s", bench->seconds() * 1e6, bytes(p) / bench->seconds() / 1e9,
-                  p.flops() / bench->seconds() / 1e12);
+    std::printf("%s%s", wrong.empty() ? "ok" : "WRONG ", wrong.c_str());
+    if (options.time && wrong.empty()) print_speed(p, bench->seconds());
     std::printf("\n");
-    std::fflush(stdout);
     right = right && wrong.empty();
   }
   return right;
@@ -361,6 +375,7 @@ Options parse(int argc, char** argv) {
       return std::string(argv[i]);
     };
     if (argument == "--list") o.list = true;
+    else if (argument == "--ask") o.ask = true;
     else if (argument == "--kernel") o.kernel = value();
     else if (argument == "--real") o.real = true;
     else if (argument == "--narrow") o.narrow = true;
@@ -372,6 +387,7 @@ Options parse(int argc, char** argv) {
     else if (argument.starts_with("--")) throw std::invalid_argument("unknown option " + argument);
     else o.problems.push_back(argument);
   }
+  if (o.time && !kOnGpu) throw std::invalid_argument("--time needs a GPU");
   if (!o.flags.capability && !o.list) o.flags.capability = capability_of_device();
   return o;
 }
@@ -386,10 +402,12 @@ int main(int argc, char** argv) {
   simt::set_seed(options.seed);
 #endif
   bool right = true;
-  for (const std::string& problem : options.problems) right = run_problem(problem, options) && right;
+  for (const std::string& problem : options.problems) right &= run_problem(problem, options.kernel, options);
   if (options.problems.empty()) {
     for (std::string line; std::getline(std::cin, line);) {
-      if (!line.empty()) right = run_problem(line, options) && right;
+      const size_t blank = std::min(line.find(' '), line.size());
+      const std::string kernel = line.substr(std::min(blank + 1, line.size()));
+      if (blank) right &= run_problem(line.substr(0, blank), kernel.empty() ? options.kernel : kernel, options);
     }
   }
   return right ? 0 : 1;
