@@ -8,6 +8,7 @@
 namespace cnnkern::cuda {
 
 void append_depthwise(KernelList& list);
+void append_implicit_gemm(KernelList& list);
 
 const KernelList& kernels();
 
