@@ -105,8 +105,8 @@ template <class T, GemmVariant kVariant, Major kMajorA, Major kMajorB> class Gem
       });
       __syncwarp();  // a slab is its warp's alone
 #pragma unroll 4
-      for (int v = lane; v < kSlab * kVectors; v += 32) {
-        const int row = v / kVectors, column = v % kVectors * kVector;
+      for (int j = 0; j < kVectors; ++j) {
+        const int v = j * 32 + lane, row = v / kVectors, column = v % kVectors * kVector;
         float some[kVector];
         load_floats<kVector>(some, slab + (row * kSlabStride + column));
         write(m + i * kSlab + row, n + column, some);
@@ -155,5 +155,17 @@ template <class T, GemmVariant kVariant, Major kMajorA, Major kMajorB> class Gem
     }
   }
 };
+
+// Neighbouring floats, 16 bytes at once where there are that many.
+template <int kCount> __device__ void store_floats(float* to, const float (&some)[kCount]) {
+  constexpr int kAtOnce = kCount < 4 ? kCount : 4;
+#pragma unroll
+  for (int i = 0; i < kCount; i += kAtOnce) {
+    Vector<float, kAtOnce> part;
+#pragma unroll
+    for (int e = 0; e < kAtOnce; ++e) part[e] = some[i + e];
+    store_vector<kAtOnce>(to + i, part);
+  }
+}
 
 }  // namespace cnnkern::cuda

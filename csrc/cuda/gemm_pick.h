@@ -1,8 +1,10 @@
 // Which tile of a family's list is expected to be the fastest for a product.
 #pragma once
 
-#include "../conv_problem.h"
+#include <algorithm>
+
 #include "gemm_tile.h"
+#include "kernel.h"
 
 namespace cnnkern::cuda {
 
@@ -23,14 +25,22 @@ constexpr double expected_time(const GemmTile& tile, int64_t m, int64_t n, int64
   return static_cast<double>(ceil_div(blocks, kMultiprocessors)) * tile.block_m * tile.block_n / efficiency(tile);
 }
 
-// Empty if `tile` is the best of `tiles`, else a clause that names the better one.
-template <class Tiles>
-std::string better_tile(const GemmTile& tile, const Tiles& tiles, int64_t m, int64_t n, int64_t products) {
-  const GemmTile* best = &tile;
-  for (const GemmTile& other : tiles) {
-    if (expected_time(other, m, n, products) < expected_time(*best, m, n, products)) best = &other;
-  }
-  return best == &tile ? "" : "tiles of " + best->to_string() + " fill the multiprocessors better";
+// How k is split into ranges: enough of them for two blocks on each multiprocessor, each of at least eight steps of k, as
+// long as their float slices fill no more than half of the workspace.
+struct Split { int64_t range, ranges; };
+
+inline Split split(int64_t m, int64_t n, int64_t k, int64_t products, const GemmTile& tile) {
+  const int64_t tiles = ceil_div(m, tile.block_m) * ceil_div(n, tile.block_n) * products;
+  const int64_t most = std::min(ceil_div(k, int64_t{8} * tile.block_k),
+                                kMostWorkspace / 2 / (products * m * n * int64_t{sizeof(float)}));
+  const int64_t ranges = std::clamp<int64_t>(2 * kMultiprocessors / tiles, 1, std::max<int64_t>(most, 1));
+  const int64_t range = ceil_div(ceil_div(k, ranges), tile.block_k) * tile.block_k;
+  return {range, ceil_div(k, range)};
+}
+
+// Of wgrad's slices, in bytes; one range needs none.
+inline int64_t slices_bytes(const ConvProblem& p, const Split& split) {
+  return split.ranges == 1 ? 0 : split.ranges * p.k * p.r * p.s * p.c_per_group() * int64_t{sizeof(float)};
 }
 
 }  // namespace cnnkern::cuda

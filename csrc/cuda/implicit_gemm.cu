@@ -107,7 +107,9 @@ template <class T, int kIndex> std::string why_not(const ConvProblem& p, const F
 
 template <class T, int kIndex> std::string rather_not(const ConvProblem& p) {
   const Size size = size_of(p);
-  return rather_not_tile<T>(kGemmVariants<T>[kIndex], size.points, size.maps, p.groups * size.residues_h * size.residues_w);
+  return rather_not_tile<T>(kGemmVariants<T>[kIndex], [&](const GemmTile& tile) {
+    return expected_time(tile, size.points, size.maps, p.groups * size.residues_h * size.residues_w);
+  });
 }
 
 template <class T> Params<T> params_of(const ConvProblem& p, const Operands& operands) {

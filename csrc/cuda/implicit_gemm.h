@@ -2,7 +2,6 @@
 #pragma once
 
 #include <array>
-#include <span>
 
 #include "gemm.h"
 #include "gemm_pick.h"
@@ -62,15 +61,15 @@ template <class T> std::string why_not_gemm(const GemmVariant& variant, const Co
   return beyond_32_bits(p);
 }
 
-// Which tile of those that load and multiply alike is the best for `products` products [m][n]; empty if this one is.
-template <class T>
-std::string rather_not_tile(const GemmVariant& variant, int64_t m, int64_t n, int64_t products) {
-  std::array<GemmTile, kGemmVariants<T>.size()> tiles;
-  size_t count = 0;
+// Empty if a variant's tile is expected to be the fastest of those that load and multiply alike, else a clause that names
+// a faster one. time(tile): expected_time, times what else differs from tile to tile.
+template <class T, class Time> std::string rather_not_tile(const GemmVariant& variant, Time time) {
+  const GemmVariant* best = &variant;
   for (const GemmVariant& other : kGemmVariants<T>) {
-    if (other.math == variant.math && other.loads == variant.loads) tiles[count++] = other.tile;
+    if (other.math != variant.math || other.loads != variant.loads) continue;
+    if (time(other.tile) < time(best->tile)) best = &other;
   }
-  return better_tile(variant.tile, std::span(tiles.data(), count), m, n, products);
+  return best == &variant ? "" : "tiles of " + best->tile.to_string() + " fill the multiprocessors better";
 }
 
 }  // namespace cnnkern::cuda
