@@ -1,0 +1,97 @@
+// Ordered sums of slices, and the gradient of a bias.
+//
+//   out[i] = sum over j of slices[j][i]        dbias[k] = sum over n,p,q of dy[n,p,q,k]
+//
+// A thread has one element; for dbias a block has 32 maps and a range of pixels, a warp every 8th pixel of it.
+//
+// Bound: bytes, of the slices or of dy once: dy of 56x56 pixels with 64 maps, N=256, in bf16 is 103 MB, 24 us on an
+// H200 at 4.3 TB/s.
+#include "slices.h"
+
+#include <primitives/launcher.h>
+#include <primitives/shared.h>
+
+#include <algorithm>
+
+namespace cnnkern::cuda {
+namespace {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+
+template <class T> struct AddParams {
+  const float* slices;
+  T* out;
+  int64_t count, how_many;
+};
+
+template <class T> __global__ void __launch_bounds__(kThreads) add_kernel(const AddParams<T> o) {
+  const int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (i >= o.count) return;
+  float sum = 0;
+#pragma unroll 4
+  for (int64_t j = 0; j < o.how_many; ++j) sum += o.slices[j * o.count + i];
+  o.out[i] = from_float<T>(sum);
+}
+
+template <class T> struct PixelParams {
+  const T* dy;
+  float* slices;  // [ranges][maps]
+  int64_t pixels, stride, range;
+  int maps, blocks_of_maps;
+};
+
+template <class T> __global__ void __launch_bounds__(kThreads) sum_kernel(const PixelParams<T> o) {
+  const int lane = static_cast<int>(threadIdx.x) % 32, warp = static_cast<int>(threadIdx.x) / 32;
+  const int64_t range = blockIdx.x / o.blocks_of_maps;
+  const int map = static_cast<int>(blockIdx.x % o.blocks_of_maps) * 32 + lane;
+  const int64_t end = std::min((range + 1) * o.range, o.pixels);
+  float sum = 0;
+  if (map < o.maps) {
+#pragma unroll 4
+    for (int64_t pixel = range * o.range + warp; pixel < end; pixel += kWarps)
+      sum += to_float(o.dy[pixel * o.stride + map]);
+  }
+  const Shared<float> sums = shared_memory<float>();
+  sums.store(warp * 32 + lane, sum);
+  __syncthreads();  // all warps' sums are there
+  if (warp > 0 || map >= o.maps) return;
+  for (int i = 1; i < kWarps; ++i) sum += sums.load(i * 32 + lane);
+  o.slices[range * o.maps + map] = sum;
+}
+
+constexpr int64_t kMostRanges = 1024, kLeastRange = 64;  // pixels
+
+int64_t range_of(const ConvProblem& p) {
+  const int64_t pixels = p.n * p.p() * p.q();
+  return std::max(kLeastRange, (pixels + kMostRanges - 1) / kMostRanges);
+}
+int64_t ranges_of(const ConvProblem& p) { return (p.n * p.p() * p.q() + range_of(p) - 1) / range_of(p); }
+
+}  // namespace
+
+template <class T> void add_slices(const float* slices, int64_t count, int64_t how_many, T* out, const Call& call) {
+  const Grid grid{.x = (count + kThreads - 1) / kThreads, .threads = kThreads};
+  launch(add_kernel<T>, grid, AddParams<T>{slices, out, count, how_many}, call);
+}
+
+int64_t sum_pixels_bytes(const ConvProblem& p) { return ranges_of(p) * p.k * int64_t{sizeof(float)}; }
+
+template <class T> void sum_pixels(const Operands& operands, float* workspace, const Call& call) {
+  if (!operands.dbias) return;
+  const ConvProblem& p = call.problem;
+  const int blocks_of_maps = static_cast<int>((p.k + 31) / 32);
+  const PixelParams<T> o{static_cast<const T*>(operands.y), workspace,  p.n * p.p() * p.q(),   p.y_stride(),
+                         range_of(p),                       static_cast<int>(p.k), blocks_of_maps};
+  const Grid grid{.x = ranges_of(p) * blocks_of_maps, .threads = kThreads, .shared_bytes = kThreads * 4};
+  launch(sum_kernel<T>, grid, o, call);
+  add_slices<float>(workspace, p.k, ranges_of(p), operands.dbias, call);
+}
+
+template void add_slices(const float*, int64_t, int64_t, float*, const Call&);
+template void add_slices(const float*, int64_t, int64_t, bf16*, const Call&);
+template void add_slices(const float*, int64_t, int64_t, f16*, const Call&);
+template void sum_pixels<float>(const Operands&, float*, const Call&);
+template void sum_pixels<bf16>(const Operands&, float*, const Call&);
+template void sum_pixels<f16>(const Operands&, float*, const Call&);
+
+}  // namespace cnnkern::cuda

@@ -1,0 +1,17 @@
+// Sums over pixels that are split over blocks: each block writes its part to a float slice of the workspace, and the
+// slices are added in order. No atomics: every run gives the same bits.
+#pragma once
+
+#include "kernel.h"
+
+namespace cnnkern::cuda {
+
+// out[i] = the sum over j, in order, of slices[j][i], for i < count.
+template <class T> void add_slices(const float* slices, int64_t count, int64_t how_many, T* out, const Call& call);
+
+// dbias[k] = the sum over all pixels of dy[pixel][k]. Nothing where dbias is null.
+template <class T> void sum_pixels(const Operands& operands, float* workspace, const Call& call);
+// What sum_pixels needs of the workspace, in bytes.
+int64_t sum_pixels_bytes(const ConvProblem& p);
+
+}  // namespace cnnkern::cuda
