@@ -7,6 +7,9 @@
 
 namespace cnnkern::cuda {
 
+void append_depthwise_fprop(KernelList& list);
+void append_depthwise_dgrad(KernelList& list);
+void append_depthwise_wgrad(KernelList& list);
 void append_depthwise(KernelList& list);
 
 const KernelList& kernels();
