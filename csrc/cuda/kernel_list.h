@@ -11,6 +11,7 @@ void append_depthwise_fprop(KernelList& list);
 void append_depthwise_dgrad(KernelList& list);
 void append_depthwise_wgrad(KernelList& list);
 void append_depthwise(KernelList& list);
+void append_direct_any(KernelList& list);  // the last: it takes every problem
 
 const KernelList& kernels();
 
