@@ -8,12 +8,12 @@
 // One pass: a thread has some columns and maps, walks down a band of rows and keeps a sum per tap in registers, and the
 // last rows of dy, with which each row of x is multiplied as it comes. It goes on with other columns, images and bands
 // of its block's share. The threads of a block with the same maps then add their sums through shared memory, each block
-// writes one slice of the workspace, and add_slices.h adds the slices: the same bits from every run, on every GPU.
+// writes one slice of the workspace, and tap_slices.h adds the slices: the same bits from every run, on every GPU.
 // Rows of dy beyond the image count as zeros: a NaN in x that one tap of a filter meets may show in its other taps.
 //
 // Bound: x and dy once. MobileNetV2's conv2, 3x3 on 32 maps of 112x112 pixels, at N = 256 in bf16: 411 MB, 0.10 ms at
 // 4.3 TB/s; 3x3 takes 19 TFLOP/s of the fp32 FMA units' 67 at that rate, 5x5 54. 7x7 takes 105 and is bound by them.
-#include "add_slices.h"
+#include "tap_slices.h"
 #include "depthwise.h"
 #include "kernel_list.h"
 
@@ -221,7 +221,7 @@ template <class T, class Tile> void run(const Operands& operands, const Call& ca
                   .threads = kDepthwiseThreads,
                   .shared_bytes = sums * static_cast<int>(sizeof(float))};
   launch(depthwise_wgrad<T, Tile>, grid, o, call);
-  run_add_slices<T>(o.slices, cut.splits, Tile::kTaps, p.c, operands.w, operands.dbias, call);
+  run_add_tap_slices<T>(o.slices, cut.splits, Tile::kTaps, p.c, operands.w, operands.dbias, call);
 }
 
 template <class T, class Tile> void append_tile(KernelList& list) {

@@ -23,7 +23,7 @@ template <class T> struct SlicesParams {
 
 constexpr int kSliceLanes = 32, kSliceParts = 16;
 
-template <class T> __global__ void __launch_bounds__(kSliceLanes* kSliceParts) add_slices(const SlicesParams<T> o) {
+template <class T> __global__ void __launch_bounds__(kSliceLanes* kSliceParts) add_tap_slices(const SlicesParams<T> o) {
   const Shared<float> parts = shared_memory<float>();
   const int lane = threadIdx.x % kSliceLanes, part = threadIdx.x / kSliceLanes;
   const int64_t i = int64_t{blockIdx.x} * kSliceLanes + lane;
@@ -46,7 +46,7 @@ template <class T> __global__ void __launch_bounds__(kSliceLanes* kSliceParts) a
 
 // rows: taps, and one more where dbias is not null. A slice has less than 2^31 sums.
 template <class T>
-void run_add_slices(const float* slices, int64_t splits, int64_t taps, int64_t maps, void* dw, float* dbias,
+void run_add_tap_slices(const float* slices, int64_t splits, int64_t taps, int64_t maps, void* dw, float* dbias,
                     const Call& call) {
   const int64_t count = (taps + (dbias ? 1 : 0)) * maps;
   const SlicesParams<T> o{.slices = slices,
@@ -59,7 +59,7 @@ void run_add_slices(const float* slices, int64_t splits, int64_t taps, int64_t m
   const Grid grid{.x = (count + kSliceLanes - 1) / kSliceLanes,
                   .threads = kSliceLanes * kSliceParts,
                   .shared_bytes = kSliceLanes * kSliceParts * static_cast<int>(sizeof(float))};
-  launch(add_slices<T>, grid, o, call);
+  launch(add_tap_slices<T>, grid, o, call);
 }
 
 }  // namespace cnnkern::cuda
