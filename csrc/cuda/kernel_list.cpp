@@ -8,7 +8,18 @@ namespace cnnkern::cuda {
 const KernelList& kernels() {
   static const KernelList list = [] {
     KernelList all;
-    for (const auto append : {append_depthwise, append_pointwise, append_implicit_gemm, append_implicit_gemm_wgrad}) append(all);
+    for (const auto append : {
+             append_depthwise_fprop,
+             append_depthwise_dgrad,
+             append_depthwise_wgrad,
+             append_depthwise,
+             append_direct,
+             append_pointwise,
+             append_implicit_gemm,
+             append_implicit_gemm_wgrad,
+             append_direct_any,
+         })
+      append(all);
     return all;
   }();
   return list;

@@ -25,7 +25,7 @@ class Divider {
     n = q;
     return remainder;
   }
-  __device__ int divisor() const { return static_cast<int>(divisor_); }
+  __host__ __device__ int divisor() const { return static_cast<int>(divisor_); }
 
  private:
   uint32_t divisor_ = 1, multiplier_ = 1;

@@ -3,6 +3,8 @@
 
 #include <primitives/cuda.h>
 
+#include <bit>
+
 #include "../../conv_problem.h"
 
 namespace cnnkern::cuda {
@@ -40,5 +42,19 @@ template <int N, class T> __device__ Vector<T, N> load_vector(const T* from) {
 template <int N, class T> __device__ void store_vector(T* to, const Vector<T, N>& v) {
   *reinterpret_cast<Vector<T, N>*>(to) = v;
 }
+
+// The same elements in registers of 4 bytes. The compiler takes vectors of 16-bit elements apart, one to a register:
+// what waits for its use waits as this.
+template <class T, int N> struct Packed {
+  static constexpr int kPerWord = 4 / static_cast<int>(sizeof(T));
+  uint32_t words[N / kPerWord];
+
+  Packed() = default;
+  __device__ explicit Packed(const Vector<T, N>& v) : Packed(std::bit_cast<Packed>(v)) {}
+  __device__ T operator[](int i) const {
+    if constexpr (kPerWord == 1) return std::bit_cast<T>(words[i]);
+    else return std::bit_cast<T>(static_cast<uint16_t>(words[i / kPerWord] >> 16 * (i % kPerWord)));
+  }
+};
 
 }  // namespace cnnkern::cuda

@@ -1,0 +1,74 @@
+// Prologue and epilogue of a tile of pixels x maps that one thread holds in registers.
+//
+// What depends on the call is asked once per tile and not once per value, and an activation that is more than two
+// comparisons is in the machine code once: the tile is passed through it pixel by pixel, moving up in the registers.
+#pragma once
+
+#include <primitives/epilogue.h>
+
+#include <limits>
+#include <string>
+
+namespace cnnkern::cuda {
+
+// The activations that are a clamp; NaN passes through.
+struct Clamp {
+  float low, high;
+  __device__ float operator()(float v) const { return v < low ? low : v > high ? high : v; }
+};
+__host__ __device__ constexpr bool is_clamp(Activation a) {
+  return a == Activation::none || a == Activation::relu || a == Activation::relu6;
+}
+__host__ __device__ constexpr Clamp clamp_of(Activation a) {
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  return {a == Activation::none ? -kInfinity : 0, a == Activation::relu6 ? 6 : kInfinity};
+}
+
+template <Activation kActivation, int N> __device__ void activate_each(float (&v)[N], float alpha) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) v[i] = activate(v[i], kActivation, alpha);
+}
+
+template <int N> __device__ void activate_each(float (&v)[N], Activation activation, float alpha) {
+  switch (activation) {
+    case Activation::leaky_relu: return activate_each<Activation::leaky_relu>(v, alpha);
+    case Activation::elu: return activate_each<Activation::elu>(v, alpha);
+    case Activation::hardswish: return activate_each<Activation::hardswish>(v, alpha);
+    case Activation::silu: return activate_each<Activation::silu>(v, alpha);
+    case Activation::sigmoid: return activate_each<Activation::sigmoid>(v, alpha);
+    case Activation::tanh: return activate_each<Activation::tanh>(v, alpha);
+    default: break;  // the clamps
+  }
+}
+
+template <int kPixels, int kMaps>
+__device__ void activate_tile(float (&tile)[kPixels][kMaps], Activation activation, float alpha) {
+  if (activation == Activation::none) return;
+  if (is_clamp(activation)) {
+    const Clamp clamp = clamp_of(activation);
+#pragma unroll
+    for (int p = 0; p < kPixels; ++p)
+#pragma unroll
+      for (int i = 0; i < kMaps; ++i) tile[p][i] = clamp(tile[p][i]);
+    return;
+  }
+#pragma unroll 1
+  for (int turn = 0; turn < kPixels; ++turn) {
+    float first[kMaps];
+#pragma unroll
+    for (int i = 0; i < kMaps; ++i) first[i] = tile[0][i];
+    activate_each(first, activation, alpha);
+#pragma unroll
+    for (int i = 0; i < kMaps; ++i) {
+#pragma unroll
+      for (int p = 0; p + 1 < kPixels; ++p) tile[p][i] = tile[p + 1][i];
+      tile[kPixels - 1][i] = first[i];
+    }
+  }
+}
+
+inline std::string why_no_clamp(const Prologue& prologue) {
+  return is_clamp(prologue.activation) ? "" : "its prologue's activation is neither relu nor relu6";
+}
+
+}  // namespace cnnkern::cuda
