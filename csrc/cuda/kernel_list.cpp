@@ -3,12 +3,24 @@
 #include <stdexcept>
 #include <string>
 
+// 0 where the library is built without code for sm_90a.
+#ifndef CNNKERN_SM90
+#define CNNKERN_SM90 1
+#endif
+
 namespace cnnkern::cuda {
 
 const KernelList& kernels() {
   static const KernelList list = [] {
     KernelList all;
-    for (const auto append : {append_depthwise}) append(all);
+    for (const auto append : {
+             append_depthwise,
+#if CNNKERN_SM90
+             append_pointwise_sm90,
+             append_implicit_gemm_sm90,
+#endif
+         })
+      append(all);
     return all;
   }();
   return list;

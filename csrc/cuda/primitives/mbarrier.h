@@ -22,13 +22,14 @@ class Barrier {
   __device__ void arrive() const {
     asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(address()) : "memory");
   }
-  // One arrival at the barrier in the same place of a block of the cluster.
+  // One arrival at the barrier in the same place of a block of the cluster. It publishes what this thread did to its own
+  // block alone (a release to the cluster would wait for all its writes to global memory): enough after reads.
   __device__ void arrive_at(int block) const {
     asm volatile(
         "{\n"
         ".reg .b32 there;\n"
         "mapa.shared::cluster.u32 there, %0, %1;\n"
-        "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
         "}" ::"r"(address()),
         "r"(block)
         : "memory");
