@@ -133,6 +133,7 @@ TensorView view_of_pixels(const ConvProblem& p, const Operands& operands, const 
   const int64_t stride = fprop ? p.x_stride() : p.y_stride();
   TensorView view{.address = fprop ? operands.x : operands.y,
                   .dtype = p.dtype,
+                  .as_tf32 = p.dtype == DType::f32,
                   .rank = 4,
                   .size = {maps, w, h, p.n},
                   .stride = {1, stride, w * stride, h * w * stride},
@@ -150,9 +151,20 @@ TensorView view_of_pixels(const ConvProblem& p, const Operands& operands, const 
 TensorView view_of_filters(const ConvProblem& p, const Operands& operands) {
   return {.address = operands.w,
           .dtype = p.dtype,
+          .as_tf32 = p.dtype == DType::f32,
           .rank = 3,
           .size = {p.c, p.r * p.s, p.k},
           .stride = {1, p.c, p.r * p.s * p.c},
+          .box = {kSwizzledRow / kDTypeSizes[static_cast<int>(p.dtype)], 1, 64}};
+}
+
+// y, dx or a residual as maps, 1 and pixels, of which a copy brings 128 bytes of maps of 64 pixels.
+TensorView view_of_slice(const ConvProblem& p, const void* address, int64_t maps, int64_t pixels, int64_t stride) {
+  return {.address = address,
+          .dtype = p.dtype,
+          .rank = 3,
+          .size = {maps, 1, pixels},
+          .stride = {1, stride, stride},
           .box = {kSwizzledRow / kDTypeSizes[static_cast<int>(p.dtype)], 1, 64}};
 }
 
@@ -165,11 +177,17 @@ ImplicitGemmParams<T> params_of(const Operands& operands, const Call& call) {
   const int64_t pixels = p.n * h * w, map_tiles = (maps + Tile::kMaps - 1) / Tile::kMaps;
   constexpr int64_t kClusterPixels = Tile::kPixels * Tile::kCluster;
   const auto narrow = [](int64_t n) { return static_cast<int>(n); };
+  const int64_t stride = kFprop ? p.y_stride() : p.x_stride();
+  const bool has_residual = kFprop && operands.residual;
+  const TensorView to = view_of_slice(p, kFprop ? operands.y : operands.x, maps, pixels, stride);
+  const TensorView residual =
+      has_residual ? view_of_slice(p, operands.residual, maps, pixels, operands.residual_pixel_stride) : to;
   return {.from = tensor_map(view_of_pixels(p, operands, walk, Tile::kPixels), call),
           .w = tensor_map(view_of_filters(p, operands), call),
-          .to = static_cast<T*>(kFprop ? operands.y : operands.x),
-          .to_pixel_stride = kFprop ? p.y_stride() : p.x_stride(),
-          .epilogue = kFprop ? epilogue_of<T>(p, operands) : FusedEpilogue<T>{},
+          .to = tensor_map(to, call),
+          .residual = tensor_map(residual, call),
+          .epilogue = kFprop ? epilogue_of<T>(p, operands).affine : Affine<T>{},
+          .has_residual = has_residual,
           .pixels = narrow(pixels),
           .maps = narrow(maps),
           .depth = narrow(kFprop ? p.c : p.k),
@@ -218,7 +236,7 @@ template <class T, Direction kDirection> void append_tiles(KernelList& list, Fam
   append_tile<T, kDirection, 0>(list, family);
   append_tile<T, kDirection, 1>(list, family);
   append_tile<T, kDirection, 2>(list, family);
-  append_tile<T, kDirection, 3>(list, family);
+  if constexpr (sizeof(T) == 2) append_tile<T, kDirection, 3>(list, family);
 }
 
 void append(KernelList& list, Family family) {

@@ -26,22 +26,24 @@ template <int kPixels_, int kMaps_> struct ImplicitGemmTile {
 
   static constexpr int kPixelBytes = kPixels * kSwizzledRow, kMapBytes = kMaps * kSwizzledRow;
   static constexpr int kSlotBytes = kPixelBytes + kMapBytes;
-  static constexpr int kSlice = 64;  // pixels and maps that go through shared memory at once on their way out
-  static constexpr int kSliceBytes = kSlice * kSlice * static_cast<int>(sizeof(float));
-  static constexpr int kSlots = (kSharedLimit - kConsumers * kSliceBytes - 256) / kSlotBytes;
+  // What is written leaves through shared memory in slices: 64 pixels with 128 bytes of maps. A consumer has two.
+  static constexpr int kSlice = 64, kSliceBytes = kSlice * kSwizzledRow, kSlices = 2;
+  static constexpr int kAllSlicesBytes = kConsumers * kSlices * kSliceBytes;
+  static constexpr int kSlots = (kSharedLimit - kAllSlicesBytes - 256) / kSlotBytes;
   static_assert(kSlots >= 4);
   using Slots = Ring<kSlots, kCluster, kConsumers * kWarpgroup / 32>;
 
-  // Shared memory: slots (pixels, then filters), slices, barriers.
-  static constexpr int kSlicesAt = kSlots * kSlotBytes, kBarriersAt = kSlicesAt + kConsumers * kSliceBytes;
-  static constexpr int kSharedBytes = kBarriersAt + Slots::kBytes;
+  // Shared memory: slots (pixels, then filters), slices, barriers of the slots, a barrier for each slice.
+  static constexpr int kSlicesAt = kSlots * kSlotBytes, kSlotBarriersAt = kSlicesAt + kAllSlicesBytes;
+  static constexpr int kSliceBarriersAt = kSlotBarriersAt + Slots::kBytes;
+  static constexpr int kSharedBytes = kSliceBarriersAt + kConsumers * kSlices * 8;
 };
 
 template <class T> struct ImplicitGemmParams {
-  TensorMap from, w;  // x or dy, a tile's pixels and 128 bytes of maps; w, 64 rows of 128 bytes
-  T* to;              // y or dx
-  int64_t to_pixel_stride;
-  FusedEpilogue<T> epilogue;
+  TensorMap from, w;       // x or dy, a tile's pixels with 128 bytes of maps; w, 64 rows of 128 bytes
+  TensorMap to, residual;  // y or dx, a slice; as y
+  Affine<T> epilogue;
+  bool has_residual;
   int pixels, maps;                    // of what is written
   int depth;                           // maps of what is read
   int tiles;                           // of the cluster
@@ -60,10 +62,13 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
   static_assert(kDirection == Direction::fprop || sizeof(T) == 2, "TF32 has gemm_k along the rows");
 
  public:
-  __device__ explicit ImplicitGemm(const Params& o) : o_(o), slots_(shared_memory<uint64_t>(Tile::kBarriersAt)) {}
+  __device__ explicit ImplicitGemm(const Params& o) : o_(o), slots_(shared_memory<uint64_t>(Tile::kSlotBarriersAt)) {}
 
   __device__ void run() const {
-    slots_.make();
+    if (threadIdx.x == 0) {
+      for (int i = 0; i < kConsumers * Tile::kSlices; ++i) slice_barrier(i).make(1);
+    }
+    slots_.make();  // publishes all of them
     // The same in all lanes, which the compiler cannot know of threadIdx.
     const int group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
     if (group == kConsumers) {
@@ -141,7 +146,10 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const int steps = o_.r * o_.s * ((o_.depth + kDepth - 1) / kDepth);
     typename Slots::Turn turn;
+    int slices = 0;  // that this consumer has begun with
     for (int tile = first_tile(); tile < o_.tiles; tile += tile_step()) {
+      const Place at = place(tile);
+      if (leads() && o_.has_residual) fetch_residual(at, group, 0, slices);
       Sums sums;
       int before = 0;
       for (int step = 0; step < steps; ++step, turn.next()) {
@@ -157,8 +165,9 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
       slots_.release(before, lane);
 #pragma unroll
       for (auto& part : sums) settle(part);
-      write(sums, place(tile), group);
+      write(sums, at, group, slices);
     }
+    if (leads()) wait_stores<0>();  // shared memory is there until they have read it
   }
 
   __device__ static void multiply_slot(Sums& sums, int slot, int group, bool plus) {
@@ -178,71 +187,120 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
     }
   }
 
-  // --- epilogue: a consumer's sums, 64 pixels x 64 maps at a time ---------------------------------------------------
+  // --- epilogue: a consumer's sums, slice by slice ------------------------------------------------------------------
   //
-  // Through shared memory, from which a thread takes neighbouring maps: so one piece of code with the epilogue serves
-  // all sums, and a warp writes whole lines. Meanwhile the producer fills slots for the next tile, and the tensor cores
-  // serve the other consumer, which is as many slots ahead or behind as it likes.
+  // A slice is this consumer's alone. It belongs to the copy engine from when the leader has a residual fetched into it
+  // until its barrier, and from when the leader has it stored until the leader has waited for that; else to the threads,
+  // each of which replaces what it has read of a residual by y. Meanwhile the producer fills slots for the next tile.
 
-  static constexpr int kSlice = Tile::kSlice;
+  static constexpr int kSliceMaps = kDepth, kSliceSums = kSliceMaps / 2;  // of a slice: maps, and sums in a thread
+  static constexpr int kAcross = Tile::kMapsOnM ? Tile::kPixels / kConsumers / Tile::kSlice : Tile::kMaps / kSliceMaps;
+  static constexpr int kSlicesOfTile = Tile::kProducts * kAcross;  // of one consumer
+  static_assert(!Tile::kMapsOnM || kSliceMaps == Tile::kMaps, "the maps of a tile are those of a slice");
 
-  // Where a sum lies in a slice. The groups of 8 maps are permuted, so that neither way of writing, 2 maps of each of 8
-  // pixels or 8 maps of every other pixel, meets a bank twice.
-  __device__ static int in_slice(int pixel, int map) {
-    return pixel * kSlice + (map ^ (((pixel ^ (pixel >> 2)) & 3) * 8));
+  __device__ static bool leads() { return threadIdx.x % kWarpgroup == 0; }
+  __device__ static Shared<T> slice(int group, int i) {
+    return shared_memory<T>(Tile::kSlicesAt + (group * Tile::kSlices + i % Tile::kSlices) * Tile::kSliceBytes);
+  }
+  __device__ static Barrier slice_barrier(int i) {
+    return Barrier(shared_memory<uint64_t>(Tile::kSliceBarriersAt) + i);
+  }
+  // Where slice i of a consumer's part of a tile begins.
+  __device__ static Place slice_place(const Place& at, int group, int i) {
+    const int pixel = at.pixel + group * (Tile::kPixels / kConsumers);
+    if constexpr (Tile::kMapsOnM) return {pixel + i * Tile::kSlice, at.map};
+    else return {pixel + i / kAcross * Tile::kSlice, at.map + i % kAcross * kSliceMaps};
   }
 
-  __device__ void write(const Sums& sums, const Place& at, int group) const {
-    constexpr int kAcross = Tile::kMapsOnM ? Tile::kPixels / kConsumers / kSlice : Tile::kMaps / kSlice;
-    const Shared<float> slice = shared_memory<float>(Tile::kSlicesAt + group * Tile::kSliceBytes);
-    const int pixel = at.pixel + group * (Tile::kPixels / kConsumers);
+  // By the leader: slice i of this tile, the consumer's `count`th of all. What was stored from its place has left.
+  __device__ void fetch_residual(const Place& at, int group, int i, int count) const {
+    wait_stores<0>();
+    const Barrier barrier = slice_barrier(group * Tile::kSlices + count % Tile::kSlices);
+    const Place begin = slice_place(at, group, i);
+    barrier.expect(Tile::kSliceBytes);
+    load_box(slice(group, count), o_.residual, barrier, begin.map, 0, begin.pixel);
+  }
+
+  __device__ void write(const Sums& sums, const Place& at, int group, int& slices) const {
 #pragma unroll 1
-    for (int i = 0; i < Tile::kProducts * kAcross; ++i) {
-      sync_warpgroup(1 + group);  // all have read the slice before this
-#pragma unroll
-      for (int j = 0; j < Tile::kProducts * kAcross; ++j) {  // sums are registers: their index has to be a constant
-        if (i == j) put(sums[j / kAcross], j % kAcross, slice);
+    for (int i = 0; i < kSlicesOfTile; ++i, ++slices) {
+      if (leads()) {
+        if (o_.has_residual && i + 1 < kSlicesOfTile) fetch_residual(at, group, i + 1, slices + 1);
+        else wait_stores<Tile::kSlices - 1>();  // of what was stored from this slice before
       }
-      sync_warpgroup(1 + group);  // all have put their part
-      if constexpr (Tile::kMapsOnM) write_slice(slice, pixel + i * kSlice, at.map);
-      else write_slice(slice, pixel + i / kAcross * kSlice, at.map + i % kAcross * kSlice);
+      sync_warpgroup(1 + group);  // the slice is free
+      float part[kSliceSums];
+#pragma unroll
+      for (int j = 0; j < kSlicesOfTile; ++j) {  // sums are registers: their index has to be a constant
+        if (i != j) continue;
+#pragma unroll
+        for (int e = 0; e < kSliceSums; ++e) part[e] = sums[j / kAcross][j % kAcross * kSliceSums + e];
+      }
+      if (o_.has_residual)
+        slice_barrier(group * Tile::kSlices + slices % Tile::kSlices).wait(slices / Tile::kSlices % 2);
+      const Place begin = slice_place(at, group, i);
+      finish(part, begin.map, slice(group, slices));
+      fence_copy_engine();
+      sync_warpgroup(1 + group);  // all have put their part, and the copy engine will see it
+      if (leads()) {
+        store_box(o_.to, slice(group, slices), begin.map, 0, begin.pixel);
+        commit_stores();
+      }
     }
   }
 
-  // Columns 64 `part` and on of an instruction's sums (primitives/mma_sm90.h has who holds which).
-  __device__ static void put(const float (&sums)[Tile::kSums], int part, const Shared<float>& slice) {
+  // Element (pixel, map) of a slice, swizzled.
+  __device__ static int in_slice(int pixel, int map) {
+    return pixel * kSliceMaps + ((map / kWidest<T>) ^ (pixel % 8)) * kWidest<T> + map % kWidest<T>;
+  }
+
+  // y of a slice. primitives/mma_sm90.h has who holds which sum: two neighbouring columns of a row, for each 8 columns
+  // and for rows 8 apart. Maps being rows, lanes of neighbouring maps exchange halves first: two maps of a pixel each.
+  __device__ void finish(float (&part)[kSliceSums], int first_map, const Shared<T>& slice) const {
     const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
     const int row = thread / 32 * 16 + lane / 4, column = lane % 4 * 2;
+    const bool odd = lane / 4 % 2;
+    const auto pixel = [&](int i) { return Tile::kMapsOnM ? i / 2 * 8 + column + odd : row + i % 2 * 8; };
+    const auto map = [&](int i) { return Tile::kMapsOnM ? row - odd + i % 2 * 8 : i / 2 * 8 + column; };
 #pragma unroll
-    for (int j = 0; j < 8; ++j) {
+    for (int i = 0; i < kSliceSums / 2; ++i) {
+      float* const pair = part + 2 * i;
+      if constexpr (Tile::kMapsOnM) {
+        const float other = __shfl_xor_sync(0xffffffff, odd ? pair[0] : pair[1], 4);
+        (odd ? pair[0] : pair[1]) = other;
+      }
+      const Vector<T, 2> added = o_.has_residual ? slice.template load_vector<2>(in_slice(pixel(i), map(i))) : Vector<T, 2>{};
+      const int k = first_map + map(i);
+      if (k >= o_.maps) continue;  // maps come in pairs
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int m = row + 8 * half, n = 8 * j + column;
-        const float first = sums[part * 32 + j * 4 + half * 2], second = sums[part * 32 + j * 4 + half * 2 + 1];
-        if constexpr (Tile::kMapsOnM) {
-          slice.store(in_slice(n, m), first);
-          slice.store(in_slice(n + 1, m), second);
-        } else slice.template store_vector<2>(in_slice(m, n), {first, second});
+      for (int e = 0; e < 2; ++e) {
+        if (o_.epilogue.scale) pair[e] *= o_.epilogue.scale[k + e];
+        if (o_.epilogue.shift) pair[e] += o_.epilogue.shift[k + e];
+        if (o_.has_residual) pair[e] += to_float(added[e]);
       }
     }
+    activate_all(part);
+#pragma unroll
+    for (int i = 0; i < kSliceSums / 2; ++i)
+      slice.template store_vector<2>(in_slice(pixel(i), map(i)), {from_float<T>(part[2 * i]), from_float<T>(part[2 * i + 1])});
   }
 
-  __device__ void write_slice(const Shared<float>& slice, int pixel, int map) const {
-    constexpr int kVector = kWidest<T>, kVectors = kSlice / kVector, kRows = kWarpgroup / kVectors;
-    const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
-    const int k = thread % kVectors * kVector;
-    if (map + k >= o_.maps) return;  // maps come in whole vectors
-    const MapsEpilogue<T, kVector> epilogue(o_.epilogue, map + k);
+  __device__ void activate_all(float (&v)[kSliceSums]) const {
+    const Activation activation = o_.epilogue.activation;
+    if (activation == Activation::none) return;
+    if (activation == Activation::relu) {
+#pragma unroll
+      for (float& one : v) one = activate(one, Activation::relu, 0);
+      return;
+    }
+    // Four at a time, and the next four moved into their place: registers have no index, and this is much code.
 #pragma unroll 1
-    for (int i = thread / kVectors; i < kSlice && pixel + i < o_.pixels; i += kRows) {
-      float values[kVector];
+    for (int i = 0; i < kSliceSums; i += 4) {
+      float done[4];
 #pragma unroll
-      for (int v = 0; v < kVector; v += 4) {
-        const auto four = slice.template load_vector<4>(in_slice(i, k + v));
+      for (int e = 0; e < 4; ++e) done[e] = activate(v[e], activation, o_.epilogue.alpha);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) values[v + e] = four[e];
-      }
-      store_vector(o_.to + int64_t{pixel + i} * o_.to_pixel_stride + map + k, epilogue(values, pixel + i));
+      for (int e = 0; e < kSliceSums; ++e) v[e] = e + 4 < kSliceSums ? v[e + 4] : done[e + 4 - kSliceSums];
     }
   }
 

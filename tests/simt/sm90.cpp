@@ -4,6 +4,7 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <memory>
 #include <utility>
 
 namespace simt {
@@ -25,6 +26,11 @@ constexpr uint64_t kMagic = 0x6d626172ull << 32;  // above the number of a barri
 constexpr size_t kMostMbarriers = 1 << 12;        // of a cluster
 std::array<Mbarrier, kMostMbarriers> mbarriers;   // the latest
 uint64_t made = 0;
+
+uint32_t last_agent = 0;                          // the highest id
+
+// What one cluster has under way besides. Barriers are made before anything else is done, so that they begin a cluster.
+void forget_cluster();
 
 Mbarrier& by_id(uint64_t id, const Site& at) {
   Mbarrier& barrier = mbarriers[id % kMostMbarriers];
@@ -50,6 +56,7 @@ void complete_if(Mbarrier& barrier) {
 }  // namespace
 
 void make_mbarrier(const Place& place, int arrivals, const Site& at) {
+  forget_cluster();
   const uint64_t id = kMagic | ++made;
   Mbarrier& barrier = mbarriers[id % kMostMbarriers];
   barrier = Mbarrier{};
@@ -88,6 +95,7 @@ void load_rows(const Place& to, const Place& counted, unsigned blocks, int rows,
   for (const auto& there : self().block->cluster->blocks) {
     if (!(blocks >> there->rank & 1)) continue;
     Agent agent = start_agent("a copy that " + describe(self().id) + " has issued");
+    last_agent = std::max(last_agent, agent.id);
     std::byte* const begin = there->memory->write(agent, to.offset, static_cast<size_t>(rows) * kRowBytes, 1024, at);
     Mbarrier& barrier = at_place({there.get(), counted.offset}, at);
     if (!barrier.published) fail(Fault::misuse, "an mbarrier that the copy engine does not know of", at);
@@ -102,6 +110,79 @@ void load_rows(const Place& to, const Place& counted, unsigned blocks, int rows,
       end_agent(agent);
       complete_if(barrier);
     });
+  }
+}
+
+namespace {
+
+// Stores of a thread.
+struct Stores {
+  struct Group {
+    int under_way = 0;
+    Clock clock;
+  };
+  std::shared_ptr<Group> open = std::make_shared<Group>();
+  std::deque<std::shared_ptr<Group>> committed;  // oldest first
+  Waiting waiting;
+};
+std::map<const Thread*, Stores> stores;
+std::map<uint32_t, uint32_t> fenced;  // by thread: the time before which its writes are known to the asynchronous proxy
+
+// What an asynchronous agent that this thread starts has seen: of a thread's own writes only what has been fenced.
+Clock seen_asynchronously(const Thread& thread) {
+  Clock seen;
+  const Cluster& cluster = *thread.block->cluster;
+  const auto threads = static_cast<uint32_t>(cluster.blocks.size() * cluster.blocks[0]->threads.size());
+  for (uint32_t id = 0; id <= std::max(last_agent, threads); ++id) {
+    uint32_t time = id == thread.id ? thread.time : thread.seen.of(id);
+    if (id < threads) time = std::min(time, fenced.count(id) ? fenced[id] : 0);
+    if (time) seen.add({id, time});
+  }
+  return seen;
+}
+
+}  // namespace
+
+void fence_async() {
+  fenced[self().id] = self().time;
+  ++self().time;
+}
+
+void store_rows(const Place& from, int rows, const std::function<void(int, const Row&)>& to_row, const Site& at) {
+  Thread* const thread = &self();
+  const Clock seen = seen_asynchronously(*thread);
+  Agent agent = start_agent("a store that " + describe(thread->id) + " has issued");
+  last_agent = std::max(last_agent, agent.id);
+  agent.starter = {};
+  agent.seen = seen;
+  const std::byte* const begin = from.block->memory->read(agent, from.offset, static_cast<size_t>(rows) * kRowBytes, 1024, at);
+  const std::shared_ptr<Stores::Group> group = stores[thread].open;
+  ++group->under_way;
+  later([=]() mutable {
+    if (thread->exited) fail(Fault::misuse, "exits before its stores have been read", at);
+    for (int i = 0; i < rows; ++i) {
+      Row row;
+      for (int piece = 0; piece < 8; ++piece)
+        std::memcpy(row.data() + piece * 16, begin + i * kRowBytes + (piece ^ (i % 8)) * 16, 16);
+      to_row(i, row);
+    }
+    agent.release(group->clock);
+    end_agent(agent);
+    --group->under_way;
+    stores[thread].waiting.wake();
+  });
+}
+
+void commit_stores() {
+  Stores& mine = stores[&self()];
+  mine.committed.push_back(std::exchange(mine.open, std::make_shared<Stores::Group>()));
+}
+
+void wait_stores(size_t pending, const Site& at) {
+  Stores& mine = stores[&self()];
+  for (; mine.committed.size() > pending; mine.committed.pop_front()) {
+    while (mine.committed.front()->under_way) mine.waiting.wait("the copy engine to read what it stores", at);
+    self().acquire(mine.committed.front()->clock);
   }
 }
 
@@ -167,17 +248,23 @@ std::vector<float> fetch(const Operand& operand, int begin, int rows, Format for
   return values;
 }
 
+struct ProductOfLane {
+  Product product;
+  Thread* thread;
+  Site at;
+};
+
 void perform_product(void* const* deposits) {
-  struct Deposit { Product product; Thread* thread; Site at; };
-  const auto& first = *static_cast<const Deposit*>(deposits[0]);
+  const auto& first = *static_cast<const ProductOfLane*>(deposits[0]);
   const Product& product = first.product;
   Thread& thread = *first.thread;
   Block& block = *thread.block;
   const Warp* warp = &warp_of(thread);
   if (!under_way.count(warp)) under_way[warp].agent = start_agent("a product of the warp of " + describe(thread.id));
   Products& products = under_way[warp];
-  products.agent.starter = thread.now();
-  products.agent.seen = thread.seen;
+  last_agent = std::max(last_agent, products.agent.id);
+  products.agent.starter = {};
+  products.agent.seen = seen_asynchronously(thread);
   products.open = true;
 
   const int depth = product.format == Format::tf32 ? 8 : 16;
@@ -186,7 +273,7 @@ void perform_product(void* const* deposits) {
   const auto rows = fetch(a, thread.warp % 4 * 16, 16, product.format, products.agent, block, first.at);
   const auto columns = fetch(b, 0, product.n, product.format, products.agent, block, first.at);
   for (int lane = 0; lane < 32; ++lane) {
-    const auto& own = *static_cast<const Deposit*>(deposits[lane]);
+    const auto& own = *static_cast<const ProductOfLane*>(deposits[lane]);
     const Product& mine = own.product;
     if (mine.a != product.a || mine.b != product.b || mine.plus != product.plus)
       fail(Fault::divergence, "lanes of a warp multiply different operands", first.at);
@@ -211,7 +298,7 @@ void perform_product(void* const* deposits) {
 void begin_products(const Site&) { begun[&warp_of(self())] = true; }
 
 void multiply(Product product, const Site& at) {
-  struct Deposit { Product product; Thread* thread; Site at; } deposit{product, &self(), at};
+  ProductOfLane deposit{product, &self(), at};
   if (!begun[&warp_of(self())]) fail(Fault::misuse, "multiplies without a wgmma.fence", at);
   static constexpr Meeting::Operation kOperation{"a product", perform_product, false, true};
   meet_warp(0xffffffff, &deposit, kOperation, at);
@@ -268,10 +355,17 @@ void wait_products(size_t pending, const Site& at) {
   meet_warp(0xffffffff, &deposit, kOperation, at);
 }
 
-void forget_products() {
+namespace {
+
+void forget_cluster() {
+  stores.clear();
+  fenced.clear();
+  last_agent = 0;
   under_way.clear();
   accumulators.clear();
   begun.clear();
 }
+
+}  // namespace
 
 }  // namespace simt

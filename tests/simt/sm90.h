@@ -31,10 +31,18 @@ void wait(const Place& barrier, int parity, const Site& at);
 constexpr int kRowBytes = 128;
 using Row = std::array<std::byte, kRowBytes>;
 
-// Copies rows, swizzled in 128 bytes, to one place in every block of the cluster whose bit is set, each counted by the
+// Every row is swizzled in 128 bytes. Copies rows to one place in every block of the cluster whose bit is set, each counted by the
 // barrier in that block. row_of(i) is called when the bytes come.
 void load_rows(const Place& to, const Place& barrier, unsigned blocks, int rows, const std::function<Row(int)>& row_of,
                const Site& at);
+
+// Rows on their way out: to_row(i, row) is called some time after. Of what threads have written, the copy engine sees what
+// came before a fence_async() of the thread that wrote it, if the running thread has seen that.
+void store_rows(const Place& from, int rows, const std::function<void(int, const Row&)>& to_row, const Site& at);
+void commit_stores();
+// Until all but `pending` groups of the running thread, the latest, have been read.
+void wait_stores(size_t pending, const Site& at);
+void fence_async();
 
 // --- tensor cores (PTX ISA, wgmma) ---------------------------------------------------------------------------------------
 
@@ -50,7 +58,4 @@ void begin_products(const Site& at);
 void multiply(Product product, const Site& at);
 void commit_products(const Site& at);
 void wait_products(size_t pending, const Site& at);
-// A launch that ended in an error has left products under way.
-void forget_products();
-
 }  // namespace simt

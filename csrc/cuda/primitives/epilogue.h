@@ -67,49 +67,6 @@ template <class T> struct FusedEpilogue {
   }
 };
 
-// act(v) of N values: which activation it is, is asked once.
-template <int N> __device__ void activate(float (&v)[N], Activation activation, float alpha) {
-  if (activation == Activation::none) return;
-  if (activation == Activation::relu) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) v[i] = activate(v[i], Activation::relu, 0);
-    return;
-  }
-#pragma unroll
-  for (int i = 0; i < N; ++i) v[i] = activate(v[i], activation, alpha);
-}
-
-// The epilogue for a thread that stays with N neighbouring maps, from k on, from pixel to pixel: their factors are read
-// once.
-template <class T, int N> class MapsEpilogue {
- public:
-  __device__ MapsEpilogue(const FusedEpilogue<T>& epilogue, int k) : epilogue_(epilogue), k_(k) {
-    const Affine<T>& affine = epilogue.affine;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      scale_[i] = affine.scale ? affine.scale[k + i] : 1;
-      shift_[i] = affine.shift ? affine.shift[k + i] : 0;
-    }
-  }
-  __device__ Vector<T, N> operator()(float (&sums)[N], int64_t pixel) const {
-    Vector<T, N> added{}, y;
-    if (epilogue_.residual) {
-      added = load_vector<N>(epilogue_.residual + pixel * epilogue_.residual_pixel_stride + k_);
-    }
-#pragma unroll
-    for (int i = 0; i < N; ++i) sums[i] = sums[i] * scale_[i] + shift_[i] + to_float(added[i]);
-    activate(sums, epilogue_.affine.activation, epilogue_.affine.alpha);
-#pragma unroll
-    for (int i = 0; i < N; ++i) y[i] = from_float<T>(sums[i]);
-    return y;
-  }
-
- private:
-  const FusedEpilogue<T>& epilogue_;
-  int k_;
-  float scale_[N], shift_[N];
-};
-
 // The epilogue of a call, and the prologue that x is read through.
 template <class T> FusedEpilogue<T> epilogue_of(const ConvProblem& p, const Operands& o) {
   return {{{o.scale, o.narrow.scale}, {o.shift, o.narrow.shift}, p.epilogue.activation, p.epilogue.alpha},

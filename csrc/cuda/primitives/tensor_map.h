@@ -12,7 +12,8 @@ namespace cnnkern::cuda {
 // tap of a filter meets. What lies outside of the tensor is read as 0 and not written.
 struct TensorView {
   const void* address = nullptr;  // a multiple of 16
-  DType dtype = DType::f32;       // float is rounded to TF32 as it is read
+  DType dtype = DType::f32;
+  bool as_tf32 = false;  // float is rounded to TF32 as it is read
   int rank = 0;
   int64_t size[4] = {}, stride[4] = {};  // elements; stride[0] is 1, bytes of the others are multiples of 16
   int box[4] = {};                       // elements of a copy; box[0] are at most 128 bytes

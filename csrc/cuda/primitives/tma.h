@@ -1,6 +1,6 @@
 // The copy engine of Hopper (PTX ISA, "cp.async.bulk.tensor"; sm_90): one thread has a whole tile copied from a tensor in
-// global memory to shared memory, which a barrier counts in bytes. Rows of a tile are 128 bytes, or fewer and padded by
-// nothing; their 16-byte pieces are swizzled as primitives/mma_sm90.h reads them. A tile begins at a multiple of 1024.
+// global memory to shared memory, which a barrier counts in bytes, or back. Rows of a tile are 128 bytes; their 16-byte
+// pieces are swizzled as primitives/mma_sm90.h reads them. A tile begins at a multiple of 1024.
 #pragma once
 
 #include <cuda.h>
@@ -31,9 +31,9 @@ inline TensorMap encode(const TensorView& view, const Call& call) {
       driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled", call);
   static const auto encode_pixels =
       driver_function<decltype(&cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col", call);
-  constexpr CUtensorMapDataType kTypes[] = {CU_TENSOR_MAP_DATA_TYPE_TFLOAT32, CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
+  constexpr CUtensorMapDataType kTypes[] = {CU_TENSOR_MAP_DATA_TYPE_FLOAT32, CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
                                             CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, CU_TENSOR_MAP_DATA_TYPE_FLOAT16};
-  const auto type = kTypes[static_cast<int>(view.dtype)];
+  const auto type = view.as_tf32 ? CU_TENSOR_MAP_DATA_TYPE_TFLOAT32 : kTypes[static_cast<int>(view.dtype)];
   const auto rank = static_cast<cuuint32_t>(view.rank);
   void* address = const_cast<void*>(view.address);
   cuuint64_t size[4], stride_bytes[3] = {};
@@ -114,5 +114,22 @@ __device__ void load_pixels(Shared<T> to, const TensorMap& tensor, const Barrier
       "h"(static_cast<uint16_t>(offset_column)), "h"(static_cast<uint16_t>(offset_row))
       : "memory");
 }
+
+// From shared memory to the box that begins at `at`. What threads have written there comes before if each of them has
+// called fence_copy_engine() and then a barrier.
+template <class T>
+__device__ void store_box(const TensorMap& map, Shared<T> from, int at0, int at1, int at2) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+               "r"(from.address()), "r"(at0), "r"(at1), "r"(at2)
+               : "memory");
+}
+// Ends a group of this thread's stores.
+__device__ inline void commit_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Waits until all but the latest kPending of this thread's groups have read what they store.
+template <int kPending> __device__ void wait_stores() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+// What this thread has written to shared memory comes before what is asked of the copy engine after it.
+__device__ inline void fence_copy_engine() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 }  // namespace cnnkern::cuda

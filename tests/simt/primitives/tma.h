@@ -10,7 +10,6 @@ namespace cnnkern::cuda {
 using TensorMap = TensorView;
 
 inline TensorMap tensor_map(const TensorView& view, const Call& call) {
-  simt::forget_products();
   const int64_t element = kDTypeSizes[static_cast<int>(view.dtype)];
   const auto need = [&](bool holds, const char* what) {
     if (!holds) fail(call, std::string("the driver refuses a tensor map: ") + what);
@@ -50,7 +49,7 @@ inline simt::Row row_at(const TensorView& tensor, const int64_t (&at)[4]) {
   const int64_t count = std::min<int64_t>(simt::kRowBytes / element, tensor.size[0] - at[0]);
   if (count <= 0) return row;
   std::memcpy(row.data(), static_cast<const std::byte*>(tensor.address) + (first + at[0]) * element, count * element);
-  if (tensor.dtype == DType::f32) {
+  if (tensor.as_tf32) {
     for (int64_t i = 0; i < count; ++i) {
       uint32_t bits;
       std::memcpy(&bits, row.data() + i * 4, 4);
@@ -100,5 +99,24 @@ void load_pixels(Shared<T> to, const TensorMap& tensor, const Barrier& counted, 
   };
   simt::load_rows({&to.block(), to.offset()}, counted.place(), 1u << to.block().rank, view.box[1], row_of, at);
 }
+
+template <class T>
+void store_box(const TensorMap& map, Shared<T> from, int at0, int at1, int at2, simt::Site at = simt::Site::current()) {
+  const TensorView view = map;
+  const auto to_row = [=](int i, const simt::Row& row) {
+    const auto element = static_cast<int64_t>(kDTypeSizes[static_cast<int>(view.dtype)]);
+    const int64_t place[] = {at0, at1 + i % view.box[1], at2 + i / view.box[1]};
+    for (const int d : {1, 2}) {
+      if (place[d] < 0 || place[d] >= view.size[d]) return;
+    }
+    const int64_t count = std::min<int64_t>(simt::kRowBytes / element, view.size[0] - at0);
+    const int64_t first = at0 + place[1] * view.stride[1] + place[2] * view.stride[2];
+    if (count > 0) std::memcpy(static_cast<std::byte*>(const_cast<void*>(view.address)) + first * element, row.data(), count * element);
+  };
+  simt::store_rows({&from.block(), from.offset()}, view.box[1] * view.box[2], to_row, at);
+}
+inline void commit_stores() { simt::commit_stores(); }
+template <int kPending> void wait_stores(simt::Site at = simt::Site::current()) { simt::wait_stores(kPending, at); }
+inline void fence_copy_engine() { simt::fence_async(); }
 
 }  // namespace cnnkern::cuda
