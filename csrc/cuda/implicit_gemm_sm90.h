@@ -6,6 +6,8 @@
 #include <primitives/mma_sm90.h>
 #include <primitives/tma.h>
 
+#include <bit>
+
 #include "ring_sm90.h"
 
 namespace cnnkern::cuda {
@@ -254,35 +256,76 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
     return pixel * kSliceMaps + ((map / kWidest<T>) ^ (pixel % 8)) * kWidest<T> + map % kWidest<T>;
   }
 
-  // y of a slice. primitives/mma_sm90.h has who holds which sum: two neighbouring columns of a row, for each 8 columns
-  // and for rows 8 apart. Maps being rows, lanes of neighbouring maps exchange halves first: two maps of a pixel each.
-  __device__ void finish(float (&part)[kSliceSums], int first_map, const Shared<T>& slice) const {
-    const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
-    const int row = thread / 32 * 16 + lane / 4, column = lane % 4 * 2;
-    const bool odd = lane / 4 % 2;
-    const auto pixel = [&](int i) { return Tile::kMapsOnM ? i / 2 * 8 + column + odd : row + i % 2 * 8; };
-    const auto map = [&](int i) { return Tile::kMapsOnM ? row - odd + i % 2 * 8 : i / 2 * 8 + column; };
+  // Which element of a slice the pair of sums 2 i and 2 i + 1 is the first of (primitives/mma_sm90.h): neighbouring
+  // columns of a row, for each 8 columns and for two rows 8 apart. Where maps are rows, lanes of neighbouring maps have
+  // exchanged halves (pair_maps), so that a pair is always two maps of a pixel.
+  struct Pairs {
+    int row, column;
+    bool odd;
+
+    __device__ Pairs() {
+      const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
+      row = thread / 32 * 16 + lane / 4;
+      column = lane % 4 * 2;
+      odd = lane / 4 % 2;
+    }
+    __device__ int pixel(int i) const { return Tile::kMapsOnM ? i / 2 * 8 + column + odd : row + i % 2 * 8; }
+    __device__ int map(int i) const { return Tile::kMapsOnM ? row - odd + i % 2 * 8 : i / 2 * 8 + column; }
+  };
+  static constexpr int kPairs = kSliceSums / 2;
+
+  __device__ static void pair_maps(float (&part)[kSliceSums], const Pairs& pairs) {
 #pragma unroll
-    for (int i = 0; i < kSliceSums / 2; ++i) {
-      float* const pair = part + 2 * i;
-      if constexpr (Tile::kMapsOnM) {
-        const float other = __shfl_xor_sync(0xffffffff, odd ? pair[0] : pair[1], 4);
-        (odd ? pair[0] : pair[1]) = other;
-      }
-      const Vector<T, 2> added = o_.has_residual ? slice.template load_vector<2>(in_slice(pixel(i), map(i))) : Vector<T, 2>{};
-      const int k = first_map + map(i);
+    for (int i = 0; i < kPairs; ++i) {
+      float &first = part[2 * i], &second = part[2 * i + 1];
+      const float other = __shfl_xor_sync(0xffffffff, pairs.odd ? first : second, 4);
+      if (pairs.odd) first = other;
+      else second = other;
+    }
+  }
+
+  // apply(sum, factor) for every sum and its map's factor.
+  template <class Apply>
+  __device__ void with_factors(float (&part)[kSliceSums], const Channels<T>& factors, int first_map, const Pairs& pairs,
+                               const Apply& apply) const {
+    if (!factors) return;
+    constexpr int kSame = Tile::kMapsOnM ? kPairs / 2 : 2;  // pairs of the same maps
+#pragma unroll
+    for (int group = 0; group < kPairs / kSame; ++group) {
+      const auto pair = [&](int i) { return Tile::kMapsOnM ? 2 * i + group : 2 * group + i; };
+      const int k = first_map + pairs.map(pair(0));
       if (k >= o_.maps) continue;  // maps come in pairs
+      const float of_first = factors[k], of_second = factors[k + 1];
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        if (o_.epilogue.scale) pair[e] *= o_.epilogue.scale[k + e];
-        if (o_.epilogue.shift) pair[e] += o_.epilogue.shift[k + e];
-        if (o_.has_residual) pair[e] += to_float(added[e]);
+      for (int i = 0; i < kSame; ++i) {
+        apply(part[2 * pair(i)], of_first);
+        apply(part[2 * pair(i) + 1], of_second);
+      }
+    }
+  }
+
+  // y of a slice in place of its residual.
+  __device__ void finish(float (&part)[kSliceSums], int first_map, const Shared<T>& slice) const {
+    const Pairs pairs;
+    if constexpr (Tile::kMapsOnM) pair_maps(part, pairs);
+    with_factors(part, o_.epilogue.scale, first_map, pairs, [](float& sum, float scale) { sum *= scale; });
+    with_factors(part, o_.epilogue.shift, first_map, pairs, [](float& sum, float shift) { sum += shift; });
+    if (o_.has_residual) {
+#pragma unroll
+      for (int i = 0; i < kPairs; ++i) {
+        const auto added = slice.template load_vector<2>(in_slice(pairs.pixel(i), pairs.map(i)));
+        part[2 * i] += to_float(added[0]);
+        part[2 * i + 1] += to_float(added[1]);
       }
     }
     activate_all(part);
 #pragma unroll
-    for (int i = 0; i < kSliceSums / 2; ++i)
-      slice.template store_vector<2>(in_slice(pixel(i), map(i)), {from_float<T>(part[2 * i]), from_float<T>(part[2 * i + 1])});
+    for (int i = 0; i < kPairs; ++i) {
+      const Vector<T, 2> y{from_float<T>(part[2 * i]), from_float<T>(part[2 * i + 1])};
+      const int at = in_slice(pairs.pixel(i), pairs.map(i));
+      if constexpr (sizeof(T) == 2) slice.template as<uint32_t>().store(at / 2, std::bit_cast<uint32_t>(y));
+      else slice.template store_vector<2>(at, y);  // for 16 bits the compiler would store some of the halves alone
+    }
   }
 
   __device__ void activate_all(float (&v)[kSliceSums]) const {

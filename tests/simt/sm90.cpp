@@ -105,9 +105,9 @@ void load_rows(const Place& to, const Place& counted, unsigned blocks, int rows,
         for (int piece = 0; piece < 8; ++piece)
           std::memcpy(begin + i * kRowBytes + (piece ^ (i % 8)) * 16, row.data() + piece * 16, 16);
       }
+      end_agent(agent);
       agent.release(barrier.arriving);
       barrier.bytes -= int64_t{rows} * kRowBytes;
-      end_agent(agent);
       complete_if(barrier);
     });
   }
@@ -166,8 +166,8 @@ void store_rows(const Place& from, int rows, const std::function<void(int, const
         std::memcpy(row.data() + piece * 16, begin + i * kRowBytes + (piece ^ (i % 8)) * 16, 16);
       to_row(i, row);
     }
-    agent.release(group->clock);
     end_agent(agent);
+    agent.release(group->clock);
     --group->under_way;
     stores[thread].waiting.wake();
   });
@@ -346,6 +346,7 @@ void wait_products(size_t pending, const Site& at) {
           it = accumulators.erase(it);
         }
         if (products.groups.empty() && !products.open) {
+          --products.agent.time;  // that of its last act
           end_agent(products.agent);
           under_way.erase(found);
           begun.erase(warp);
