@@ -3,6 +3,11 @@
 #include <stdexcept>
 #include <string>
 
+// 0 where the library is built without code for sm_90a.
+#ifndef CNNKERN_SM90
+#define CNNKERN_SM90 1
+#endif
+
 namespace cnnkern::cuda {
 
 const KernelList& kernels() {
@@ -14,7 +19,13 @@ const KernelList& kernels() {
              append_depthwise_wgrad,
              append_depthwise,
              append_direct,
+#if CNNKERN_SM90
+             append_pointwise_sm90,
+#endif
              append_pointwise,
+#if CNNKERN_SM90
+             append_implicit_gemm_sm90,
+#endif
              append_implicit_gemm,
              append_implicit_gemm_wgrad,
              append_direct_any,

@@ -12,6 +12,8 @@ void append_depthwise_fprop(KernelList& list);
 void append_depthwise_dgrad(KernelList& list);
 void append_depthwise_wgrad(KernelList& list);
 void append_depthwise(KernelList& list);
+void append_pointwise_sm90(KernelList& list);
+void append_implicit_gemm_sm90(KernelList& list);
 void append_pointwise(KernelList& list);
 void append_implicit_gemm(KernelList& list);
 void append_implicit_gemm_wgrad(KernelList& list);
