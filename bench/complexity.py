@@ -111,7 +111,8 @@ def compare(names: Sequence[str], batch: int, threads: int, progress: Callable[[
     """Counts and measures each net, and tells ``progress`` of it."""
     comparison = Comparison(batch)
     for name in names:
-        net, counted = nets.find(name), cnnkern.summary(name)
+        net = nets.find(name)
+        counted = cnnkern.summary(name, net.input)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
             measured = alone.submit(measure, net, batch, threads).result()
         computing, all_layers = counted.total("conv", "fc"), counted.total()

@@ -55,7 +55,8 @@ def _stem(summary: Summary) -> str:
 
 
 def _parameters(summary: Summary) -> str:
-    return f"the layers have {summary.parameters / 1e6:.1f}M, {ALEXNET_PARAMETERS / summary.parameters:.0f}x fewer"
+    parameters = summary.total().parameters
+    return f"the layers that run have {parameters / 1e6:.1f}M, {ALEXNET_PARAMETERS / parameters:.0f}x fewer"
 
 
 def _flops(summary: Summary) -> str:

@@ -185,8 +185,8 @@ def field_behind(call: Call, reading: Reading, fields: Sequence[tuple[Tensor, Fi
     before = fields[0][1]
     if reading.kind in ("conv", "pool"):
         return before.through(reading.window) if before and reading.window else None
-    if reading.kind == "fc" and call.y.numel() == call.batch * call.y.shape[-1]:
-        return None
+    if reading.kind == "fc":
+        return None if call.values == call.y.shape[-1] else before  # one row an image, or one a pixel
     if call.operator in _PADS or (len(fields) == 1 and call.x.numel() == call.y.numel()):
         return before
     if call.operator == aten.slice and call.is_images and before and call.arguments["dim"] % call.x.dim() >= 2:

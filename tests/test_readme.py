@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import cnnkern
 from cnnkern.info import kernel_table
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -13,3 +14,8 @@ def test_the_table_of_kernels_is_that_of_the_lists() -> None:
     pytest.importorskip("triton", reason="the table has Triton's kernels")
     listed = README.split("<!-- kernels: begin -->")[1].split("<!-- kernels: end -->")[0]
     assert listed.strip() == kernel_table()
+
+
+def test_the_layer_table_is_what_the_command_prints() -> None:
+    pytest.importorskip("cnnkern.models", reason="the table is that of a model by name")
+    assert f"```\n{cnnkern.summary('alexnet')}\n```" in README
