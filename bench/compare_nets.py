@@ -9,7 +9,7 @@ import click
 import torch
 
 from cnnkern.bench import report
-from cnnkern.bench.cli import lines_shown, new_console, new_table, threads_option
+from cnnkern.bench.cli import lines_shown, new_console, new_table, threads_option, warn_if_busy
 from cnnkern.bench.complexity import Comparison
 from cnnkern.bench.complexity import compare as compare_nets
 from cnnkern.summary_cli import users_models
@@ -32,6 +32,7 @@ def compare(names: Sequence[str], batch: int, threads: int | None, out: Path) ->
     with users_models(), lines_shown(len(names)) as show:
         found = compare_nets(names, batch, torch.get_num_threads(), lambda net: show(net.note(batch), ""))
     new_console().print(table_of(found))
+    warn_if_busy(found.machine["load"])
     click.echo(f"report: {found.write(out)}")
 
 

@@ -47,6 +47,7 @@ class Compared:
     name: str
     input: tuple[int, ...]
     parameters: int
+    """Those that the pass reads: no auxiliary classifier's."""
     flops: int
     """Multiply-adds of convolutions and fully connected layers."""
     megabytes: float
@@ -115,13 +116,12 @@ def compare(names: Sequence[str], batch: int, threads: int, progress: Callable[[
         counted = cnnkern.summary(name, net.input)
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as alone:
             measured = alone.submit(measure, net, batch, threads).result()
-        computing, all_layers = counted.total("conv", "fc"), counted.total()
         row = Compared(
             name=name.rpartition(":")[2],
             input=net.input,
-            parameters=counted.parameters,
-            flops=computing.flops,
-            megabytes=all_layers.megabytes,
+            parameters=counted.total().parameters,
+            flops=counted.total("conv", "fc").flops,
+            megabytes=counted.total().megabytes,
             top5=net.top5,
             source=net.source,
             measured=measured,

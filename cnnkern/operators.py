@@ -22,11 +22,12 @@ _FLOP_FORMULAS = FlopCounterMode(display=False).flop_registry
 _COPIES = {aten._unsafe_view, aten.clone, aten._to_copy}
 _PADS = {aten.constant_pad_nd, aten.reflection_pad2d, aten.replication_pad2d}
 _LINEAR = {aten.addmm, aten.mm}
+_REDUCTIONS = {aten.mean, aten.amax}  # over all pixels they are global pools
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call, whose operand ``x`` and result ``y`` stem from ``batch`` images with ``axes`` axes of pixels."""
+    """One call, whose operand ``x`` and result ``y`` stem from ``batch`` images."""
 
     overload: Any
     args: Sequence[Any]
@@ -34,7 +35,6 @@ class Call:
     x: Tensor
     y: Tensor
     batch: int
-    axes: int
 
     @cached_property
     def arguments(self) -> dict[str, Any]:
@@ -56,8 +56,8 @@ class Call:
 
     @property
     def is_images(self) -> bool:
-        """Whether x is (N, C, pixels)."""
-        return self.x.dim() == self.axes + 2
+        """Whether x is (N, C, H, W)."""
+        return self.x.dim() == 4
 
     @property
     def values(self) -> int:
@@ -67,8 +67,8 @@ class Call:
     @property
     def is_flatten(self) -> bool:
         """Whether each image's maps of more than one pixel become one row."""
-        shape = (self.batch, self.values)
-        return self.is_images and tuple(self.y.shape) == shape and math.prod(self.x.shape[2:]) > 1
+        values = self.x.numel() // self.batch
+        return self.is_images and tuple(self.y.shape) == (self.batch, values) and values > self.x.shape[1]
 
     @property
     def rearranges(self) -> bool:
@@ -77,14 +77,14 @@ class Call:
 
     def maps_of(self, tensor: Tensor) -> tuple[int, tuple[int, ...]]:
         """How many maps of how many pixels; of what are no images, the values of the last axis."""
-        c, *pixels = tensor.shape[1:] if tensor.dim() == self.axes + 2 else tensor.shape[-1:]
+        c, *pixels = tensor.shape[1:] if tensor.dim() == 4 else tensor.shape[-1:]
         return c, tuple(pixels)
 
     def axis(self, name: str) -> tuple[int, ...]:
-        """An argument with one number for each axis, which may be one number for all."""
+        """An argument with one number for each axis of pixels, which may be one number for both."""
         value = self.arguments[name]
         numbers = tuple(value) if isinstance(value, Sequence) else (value,)
-        return numbers * self.axes if len(numbers) == 1 else numbers
+        return numbers * 2 if len(numbers) == 1 else numbers
 
 
 def _convolution(call: Call) -> Window | None:
@@ -96,7 +96,7 @@ def _convolution(call: Call) -> Window | None:
 
 def _pool(call: Call) -> Window:
     kernel = call.axis("kernel_size" if "kernel_size" in call.arguments else "kernel")
-    dilation = call.axis("dilation") if "dilation" in call.arguments else (1,) * len(kernel)
+    dilation = call.axis("dilation") if "dilation" in call.arguments else (1, 1)
     return Window(kernel, call.axis("stride") or kernel, call.axis("padding"), dilation)
 
 
@@ -105,18 +105,16 @@ def _adaptive_pool(call: Call) -> Window | None:
     sizes = tuple(zip(call.x.shape[2:], call.y.shape[2:], strict=True))
     kernel = tuple(size // out for size, out in sizes)
     uniform = all(size % out == 0 for size, out in sizes)
-    return Window(kernel, kernel, (0,) * call.axes, (1,) * call.axes) if uniform else None
+    return Window(kernel, kernel, (0, 0), (1, 1)) if uniform else None
 
 
 def _global_pool(call: Call) -> Window:
-    return Window(tuple(call.x.shape[2:]), (1,) * call.axes, (0,) * call.axes, (1,) * call.axes)
+    return Window(tuple(call.x.shape[2:]), (1, 1), (0, 0), (1, 1))
 
 
 _POOLS: dict[Any, Callable[[Call], Window | None]] = {
     aten.max_pool2d_with_indices: _pool,
-    aten.max_pool3d_with_indices: _pool,
     aten.avg_pool2d: _pool,
-    aten.avg_pool3d: _pool,
     own.max_pool2d: _pool,
     own.avg_pool2d: _pool,
     aten._adaptive_avg_pool2d: _adaptive_pool,
@@ -142,14 +140,14 @@ def read(call: Call) -> Reading:
         return Reading("fc", None, _flops(call))
     if call.operator in _FLOP_FORMULAS:
         return Reading(call.name, None, _flops(call))
-    if call.is_images and (call.operator in _POOLS or _is_global_mean(call)):
+    if call.is_images and (call.operator in _POOLS or _is_over_all_pixels(call)):
         window = _POOLS.get(call.operator, _global_pool)(call)
         return Reading() if window and _is_identity(window) else Reading("pool", window, _additions(call, window))
     return Reading("flatten") if call.is_flatten else Reading()
 
 
-def _is_global_mean(call: Call) -> bool:
-    if call.operator != aten.mean or not call.arguments.get("dim"):
+def _is_over_all_pixels(call: Call) -> bool:
+    if call.operator not in _REDUCTIONS or not call.arguments.get("dim"):
         return False
     return {axis % call.x.dim() for axis in call.arguments["dim"]} == set(range(2, call.x.dim()))
 
@@ -191,5 +189,4 @@ def field_behind(call: Call, reading: Reading, fields: Sequence[tuple[Tensor, Fi
         return before
     if call.operator == aten.slice and call.is_images and before and call.arguments["dim"] % call.x.dim() >= 2:
         return before.strided(call.arguments["dim"] % call.x.dim() - 2, call.arguments["step"])
-    pixels = call.y.shape[-call.axes :]
-    return widest([field for tensor, field in fields if tensor.shape[-call.axes :] == pixels])
+    return widest([field for tensor, field in fields if tensor.shape[-2:] == call.y.shape[-2:]])

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Window:
-    """What a convolution or a pool slides over its input, one number an axis, and a convolution's groups."""
+    """What a convolution or a pool slides over its input, each (vertical, horizontal), and a convolution's groups."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -24,22 +24,15 @@ class Window:
 
 @dataclass(frozen=True)
 class Field:
-    """Pixels of the model's input, one number an axis."""
+    """Pixels of the model's input, (vertical, horizontal); by default what a pixel of the input sees."""
 
-    size: tuple[int, ...]
+    size: tuple[int, ...] = (1, 1)
     """What one value sees; beyond the edges it is padding."""
-    jump: tuple[int, ...]
+    jump: tuple[int, ...] = (1, 1)
     """From what a value sees to what its neighbour sees."""
 
-    @classmethod
-    def of_input(cls, axes: int) -> Field:
-        """A pixel of the input sees itself."""
-        return cls((1,) * axes, (1,) * axes)
-
-    def through(self, window: Window) -> Field | None:
-        """The field behind a window; None where the window has other axes than the input, as one over channels."""
-        if len(window.kernel) != len(self.size):
-            return None
+    def through(self, window: Window) -> Field:
+        """The field behind a window."""
         steps = zip(self.size, self.jump, window.kernel, window.dilation, strict=True)
         size = tuple(size + dilation * (kernel - 1) * jump for size, jump, kernel, dilation in steps)
         return Field(size, tuple(jump * stride for jump, stride in zip(self.jump, window.stride, strict=True)))

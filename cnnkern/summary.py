@@ -17,7 +17,7 @@ class Summary:
 
     name: str
     input: tuple[int, ...]
-    """C and the pixels of an image."""
+    """C, H and W of an image."""
     batch: int
     biases: bool
     layers: tuple[Layer, ...]
@@ -64,7 +64,8 @@ def summary(
         biases: whether the parameters named "bias" are counted.
         all_layers: rows also for activations, sums, concatenations and the like.
 
-    Raises ValueError for a name that there is not and for a model with lazy layers, and what the model raises.
+    Raises ValueError for a name that there is not, for an input of other than three numbers and for a model with lazy
+    layers, and what the model raises.
     """
     if not isinstance(model, str):
         return _summary(type(model).__name__, model, tuple(input or nets.IMAGE), batch, biases, all_layers)
@@ -78,6 +79,8 @@ def summary(
 def _summary(
     name: str, model: nn.Module, input: tuple[int, ...], batch: int, biases: bool, all_layers: bool
 ) -> Summary:
+    if len(input) != 3:
+        raise ValueError(f"input is (C, H, W), not {input}")
     parameters = dict(model.named_parameters())
     for key, parameter in parameters.items():
         if nn.parameter.is_lazy(parameter):

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -23,6 +23,7 @@ from cnnkern.operators import Call, Reading, field_behind, read
 from cnnkern.receptive_field import Field, Window
 
 BYTES = 4  # of a value, in the lectures' tables
+NUMBERED = ("conv", "fc")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Layer:
     @property
     def label(self) -> str:
         """The kind, and the number of the conv or fc layer that it is, or that a pool follows: conv5, pool5, fc6."""
-        return f"{self.kind}{self.number}" if self.kind in ("conv", "pool", "fc") else self.kind
+        return f"{self.kind}{self.number}" if self.kind in (*NUMBERED, "pool") else self.kind
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Total:
 def walk(
     model: nn.Module, size: Sequence[int], batch: int, parameters: Mapping[str, nn.Parameter], every: bool = False
 ) -> list[Layer]:
-    """The layers of ``model`` in eval mode on ``batch`` images of ``size`` (C and one number for each axis of pixels).
+    """The layers of ``model`` in eval mode on ``batch`` images of ``size`` (C, H, W).
 
     Layers that change values in place (an activation, a normalisation, a sum of branches) are left out, unless they
     read one of the ``parameters``, the model's by name, or ``every`` one is asked for. The model is left as it was.
@@ -119,8 +120,9 @@ class _Running:
     module: nn.Module
 
     @property
-    def is_leaf(self) -> bool:
-        return next(self.module.children(), None) is None
+    def is_layer(self) -> bool:
+        """Whether it is one layer, however many operators it calls: a module within the model, with none within it."""
+        return bool(self.name) and next(self.module.children(), None) is None
 
 
 class _Watch(TorchDispatchMode):
@@ -128,15 +130,14 @@ class _Watch(TorchDispatchMode):
 
     def __init__(self, image: Tensor, parameters: Mapping[str, nn.Parameter], every: bool) -> None:
         super().__init__()
-        self.batch, self.axes = image.shape[0], image.dim() - 2
-        self.parameters, self.every = parameters, every
+        self.batch, self.parameters, self.every = image.shape[0], parameters, every
         self.layers: list[Layer] = []
         self.fields, self.names = WeakTensorKeyDictionary(), WeakTensorKeyDictionary()
-        self.fields[image] = Field.of_input(self.axes)
+        self.fields[image] = Field()
         self.names.update((parameter, (name,)) for name, parameter in parameters.items())
         self.counted: set[str] = set()
         self.running: list[_Running] = []
-        self.in_place: _Running | None = None  # the call that the last layer, one in place, is part of
+        self.noted: _Running | None = None  # the call that the last layer is of
 
     @contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:
@@ -162,7 +163,7 @@ class _Watch(TorchDispatchMode):
         result = overload(*args, **kwargs)
         results = [tensor for tensor in tree_leaves(result) if isinstance(tensor, Tensor)]
         if fields and results:
-            call = Call(overload, args, kwargs, fields[0][0], results[0], self.batch, self.axes)
+            call = Call(overload, args, kwargs, fields[0][0], results[0], self.batch)
             reading = read(call)
             field = field_behind(call, reading, fields)
             self.fields.update((tensor, field) for tensor in results)
@@ -172,19 +173,29 @@ class _Watch(TorchDispatchMode):
         return result
 
     def note(self, call: Call, reading: Reading, field: Field | None, names: tuple[str, ...]) -> None:
-        """Adds the layer to the list, where the list is to have it; one in place is one with the call before it."""
-        now, counts = self.running[-1], bool(reading.kind)
+        """Adds the layer to the list, if the list is to have it, or what it reads to the layer that it is part of."""
+        now = self.running[-1]
         weights = tuple(name for name in names if name not in self.counted)
         self.counted.update(weights)
-        if not counts and not weights and (not self.every or call.rearranges):
-            return
-        if not counts and now.is_leaf and self.in_place is now:
-            weights = self.layers.pop().weights + weights
+        parameters = sum(self.parameters[name].numel() for name in weights)
+        if not reading.kind and now.is_layer and now is self.noted:
+            last = self.layers[-1]
+            whole = replace(last, weights=last.weights + weights, parameters=last.parameters + parameters)
+            self.layers[-1] = whole
+        elif reading.kind or weights or (self.every and not call.rearranges):
+            self.noted = now
+            self.layers.append(self.layer(call, reading, field, weights, parameters))
+
+    def layer(
+        self, call: Call, reading: Reading, field: Field | None, weights: tuple[str, ...], parameters: int
+    ) -> Layer:
+        """The layer that a call is."""
+        now = self.running[-1]
         c_in, size_in = call.maps_of(call.x)
         c_out, size_out = call.maps_of(call.y)
-        layer = Layer(
-            kind=reading.kind or (type(now.module).__name__ if now.is_leaf else call.name),
-            number=sum(layer.kind in ("conv", "fc") for layer in self.layers) + (reading.kind in ("conv", "fc")),
+        return Layer(
+            kind=reading.kind or (type(now.module).__name__ if now.is_layer else call.name),
+            number=sum(layer.kind in NUMBERED for layer in self.layers) + (reading.kind in NUMBERED),
             module=now.name,
             c_in=c_in,
             size_in=size_in,
@@ -192,10 +203,8 @@ class _Watch(TorchDispatchMode):
             size_out=size_out,
             window=reading.window,
             field=field,
-            values=call.values if counts else 0,
+            values=call.values if reading.kind else 0,
             weights=weights,
-            parameters=sum(self.parameters[name].numel() for name in weights),
+            parameters=parameters,
             flops=reading.flops,
         )
-        self.layers.append(layer)
-        self.in_place = None if counts else now

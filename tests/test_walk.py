@@ -137,14 +137,47 @@ def test_own_pools_are_pools():
     assert [layer.window.kernel for layer in layers(found, "pool")] == [(3, 3), (2, 2), (4, 4)]
 
 
+@pytest.mark.parametrize(
+    "pool",
+    [
+        pytest.param(nn.AdaptiveAvgPool2d(1), id="AdaptiveAvgPool2d"),
+        pytest.param(nn.AdaptiveMaxPool2d(1), id="AdaptiveMaxPool2d"),
+        pytest.param(lambda x: x.mean((2, 3)), id="mean"),
+        pytest.param(lambda x: x.amax((-1, -2), keepdim=True), id="amax"),
+    ],
+)
+def test_global_pools(pool):
+    class Pool(nn.Module):
+        def forward(self, x):
+            return pool(x).flatten(1)
+
+    (layer,) = cnnkern.summary(Pool(), (8, 6, 5)).layers
+    assert (layer.kind, layer.window.kernel, layer.field.size) == ("pool", (6, 5), (6, 5))
+    assert (layer.values, layer.flops) == (8, 240)
+
+
+def test_linear_layer_on_each_pixel():
+    class PerPixel(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 4, 3), nn.Linear(4, 16)
+
+        def forward(self, x):
+            return F.avg_pool2d(self.linear(self.conv(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 2)
+
+    _, linear, pool = cnnkern.summary(PerPixel(), (3, 8, 8), batch=2).layers
+    assert (linear.kind, linear.values, linear.flops, linear.field.size) == ("fc", 16 * 36, 4 * 16 * 36, (3, 3))
+    assert pool.field.size == (4, 4)
+
+
 def test_adaptive_pool_of_uneven_windows():
     (pool,) = cnnkern.summary(nn.AdaptiveAvgPool2d(3), (2, 5, 6)).layers
     assert (pool.window, pool.field, pool.flops) == (None, None, 2 * (2 + 3 + 2) * 6)
 
 
-def test_one_dimension():
-    found = cnnkern.summary(nn.Sequential(nn.Conv1d(2, 4, 5, 2), nn.ReLU(), nn.Conv1d(4, 4, 3)), (2, 64))
-    assert [layer.field.size for layer in found.layers] == [(5,), (9,)]
+def test_input_of_other_than_three_numbers():
+    with pytest.raises(ValueError, match=r"input is \(C, H, W\), not \(2, 64\)"):
+        cnnkern.summary(nn.Conv1d(2, 4, 5), (2, 64))
 
 
 def test_counts_are_of_one_image_whatever_the_batch():
