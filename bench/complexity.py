@@ -138,7 +138,8 @@ def measure(net: Net, batch: int, threads: int) -> Measured:
     """
     torch.set_num_threads(threads)
     before = resident("VmRSS")
-    model: Any = net.build().eval().to(memory_format=torch.channels_last)
+    model: Any = net.build()
+    model.eval().to(memory_format=torch.channels_last)
     images = torch.randn(batch, *net.input).contiguous(memory_format=torch.channels_last)
     watched = forget_peak()
     with torch.inference_mode():

@@ -25,7 +25,10 @@ class Net:
     """How that was measured."""
 
     def build(self, device: str = "cpu") -> nn.Module:
-        """A new model on a device. Raises TypeError where the user's callable gives something else."""
+        """A new model, on a device if it is one of cnnkern.models.
+
+        Raises ValueError where there is no such callable, TypeError where it gives something else.
+        """
         if ":" not in self.name:
             with torch.device(device):
                 return _models().create(self.name)
@@ -36,7 +39,7 @@ class Net:
             raise ValueError(f"there is no {self.name}: {error}") from error
         if not isinstance(model, nn.Module):
             raise TypeError(f"{self.name}() gives no nn.Module but a {type(model).__name__}")
-        return model.to(device)
+        return model
 
 
 def find(name: str) -> Net:

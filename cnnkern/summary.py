@@ -72,7 +72,7 @@ def summary(
     net = nets.find(model)
     usual = lecture_notes.INPUTS.get(model, net.input)
     found = _summary(model, net.build("meta"), tuple(input or usual), batch, biases, all_layers)
-    notes = lecture_notes.notes_on(model, found) if found.input == usual and biases else ()
+    notes = lecture_notes.notes_on(model, found) if found.input == usual else ()
     return replace(found, notes=(*found.notes, *notes))
 
 

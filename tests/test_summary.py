@@ -351,3 +351,4 @@ def test_by_name_at_the_lectures_size():
     assert [in_lecture_form(layer) for layer in found.layers] == table_of(ALEXNET)
     assert any("145 Mflop in conv4" in note for note in found.notes)
     assert not cnnkern.summary("alexnet", (3, 224, 224)).notes
+    assert len(cnnkern.summary("vgg16", biases=False).notes) == len(lecture_notes.NOTES["vgg16"])
