@@ -114,7 +114,7 @@ def ratios_of(rows: Iterable[Row | WholeRow]) -> list[float]:
 
 def pick(wanted: Callable[[Row], bool]) -> Callable[[Record], list[float]]:
     """The warm ratios of the right rows that are ``wanted``."""
-    return lambda record: ratios_of(filter(wanted, record.rows))
+    return lambda record: ratios_of(row for row in record.rows if wanted(row))
 
 
 def is_core(row: Row) -> bool:
