@@ -205,9 +205,14 @@ def new_record(threads: int | None, where: str = "cpu") -> Record:
         torch.set_num_threads(threads)
     with torch.device(where):
         record = Record(command=shlex.join(["cnnkern", *sys.argv[1:]]))
-    if record.machine["load"] > BUSY:
-        click.secho(f"The machine is busy (load {record.machine['load']:.1f}): expect wide intervals.", fg="yellow")
+    warn_if_busy(record.machine["load"])
     return record
+
+
+def warn_if_busy(load: float) -> None:
+    """Says so where others use the machine too."""
+    if load > BUSY:
+        click.secho(f"The machine is busy (load {load:.1f}): expect wide intervals.", fg="yellow")
 
 
 @contextmanager

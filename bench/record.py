@@ -104,7 +104,7 @@ class Record:
     ceilings: Ceilings | None = None
     machine: dict[str, Any] = field(default_factory=lambda: describe_machine())
     versions: dict[str, str] = field(default_factory=lambda: describe_versions())
-    date: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="minutes"))
+    date: str = field(default_factory=lambda: now())
     schema: int = SCHEMA
 
     @property
@@ -137,6 +137,11 @@ class Record:
                 "ceilings": Ceilings.load(data["ceilings"]) if data["ceilings"] else None,
             }
         )
+
+
+def now() -> str:
+    """The time in UTC, to the minute."""
+    return datetime.now(timezone.utc).isoformat(timespec="minutes")
 
 
 def describe_machine() -> dict[str, Any]:

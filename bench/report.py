@@ -80,26 +80,35 @@ def where_used(row: Row) -> str:
     return ", ".join(dict.fromkeys(use.network for use in row.uses))
 
 
-def render(template: str, record: Record) -> str:
-    """A template of templates/ with the record and all figures made from it."""
-    environment = jinja2.Environment(
+def environment() -> jinja2.Environment:
+    """Where templates/ is read, with the filters that the templates use."""
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=jinja2.select_autoescape(["html"]),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(time=duration, where_used=where_used)
+    found.filters.update(time=duration, where_used=where_used)
+    return found
+
+
+def render(template: str, record: Record) -> str:
+    """A template of templates/ with the record and all figures made from it."""
     parts = {part: [row for row in record.right if summary.Part.of(row) == part] for part in parts_of(record)}
-    return environment.get_template(template).render(
-        record=record,
-        parts=parts,
-        means=summary.means(record.right),
-        totals=summary.totals(record.right),
-        losses=summary.losses(record.right),
-        outcomes=summary.outcomes(record),
-        faults=[row for row in record.rows if row.fault],
-        plots=plots,
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            record=record,
+            parts=parts,
+            means=summary.means(record.right),
+            totals=summary.totals(record.right),
+            losses=summary.losses(record.right),
+            outcomes=summary.outcomes(record),
+            faults=[row for row in record.rows if row.fault],
+            plots=plots,
+        )
     )
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from cnnkern.bench.record import Record, Row
+from cnnkern.bench.record import Record, Row, WholeRow
 from cnnkern.bench.suites import FAMILIES
 
 
@@ -107,9 +107,14 @@ class Target:
     measure: Callable[[Iterable[float]], float] = geometric_mean
 
 
+def ratios_of(rows: Iterable[Row | WholeRow]) -> list[float]:
+    """The warm ratios of those rows that are right."""
+    return [row.warm.ratio.value for row in rows if not row.fault]
+
+
 def pick(wanted: Callable[[Row], bool]) -> Callable[[Record], list[float]]:
     """The warm ratios of the right rows that are ``wanted``."""
-    return lambda record: [row.warm.ratio.value for row in record.right if wanted(row)]
+    return lambda record: ratios_of(row for row in record.rows if wanted(row))
 
 
 def is_core(row: Row) -> bool:
@@ -137,8 +142,8 @@ TARGETS = (
     Target("wgrad f32", 0.95, in_direction("wgrad")),
     Target("bf16", 0.9, in_direction("fprop", "dgrad", "wgrad", dtype="bf16")),
     Target("all layers, fprop f32 batch 1", 1.2, pick(lambda row: Part.of(row) == Part("fprop", "f32", 1))),
-    Target("whole models, each", 1.0, lambda record: [row.warm.ratio.value for row in record.models], min),
-    Target("one call of Conv2d, each", 1.0, lambda record: [row.warm.ratio.value for row in record.overhead], min),
+    Target("whole models, each", 1.0, lambda record: ratios_of(record.models), min),
+    Target("one call of Conv2d, each", 1.0, lambda record: ratios_of(record.overhead), min),
 )
 
 

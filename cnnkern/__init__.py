@@ -9,6 +9,7 @@ from cnnkern.explain import explain
 from cnnkern.info import info
 from cnnkern.nn import ChannelShuffle, Conv2d, ConvBNReLU2d, DepthwiseSeparableConv2d, LazyConv2d
 from cnnkern.problem import ConvProblem, Epilogue
+from cnnkern.summary import summary
 
 __version__ = "0.1.0"
 
@@ -27,5 +28,6 @@ __all__ = [
     "info",
     "nn",
     "revert",
+    "summary",
     "use",
 ]

@@ -15,9 +15,15 @@ except ImportError:
 
 
 class _Commands(click.Group):
-    """Commands of which some live in cnnkern.bench, which has dependencies of its own: imported when asked for."""
+    """Commands of which some live in files of their own, which may have more dependencies: imported when asked for."""
 
-    elsewhere: ClassVar = {"bench": "cnnkern.bench.cli", "tune": "cnnkern.bench.tune"}
+    elsewhere: ClassVar = {
+        "bench": "cnnkern.bench.cli",
+        "compare": "cnnkern.bench.compare_nets",
+        "module": "cnnkern.summary_cli",
+        "summary": "cnnkern.summary_cli",
+        "tune": "cnnkern.bench.tune",
+    }
 
     def list_commands(self, context: click.Context) -> list[str]:
         return sorted({*super().list_commands(context), *self.elsewhere})

@@ -14,7 +14,7 @@ from cnnkern.bench import compare, report, roofline, run, shapes, suites, summar
 from cnnkern.bench.cli import bench
 from cnnkern.bench.operands import draw, own_call
 from cnnkern.bench.peers import vendor_call, vendor_calls
-from cnnkern.bench.record import Comparison, Record, Row
+from cnnkern.bench.record import Comparison, Record, Row, WholeRow
 from cnnkern.bench.suites import Part, Use
 from cnnkern.bench.timing import Ratio, Timing, median_interval, quantile, race, verdict
 from cnnkern.problem import ConvProblem
@@ -344,6 +344,21 @@ def test_means_totals_losses_and_bars(record):
     least, mean = summary.outcomes(record)[:2]
     assert (least.measured, least.met) == (0.5, False)
     assert (mean.measured, mean.rows) == (pytest.approx(1.0), 2)
+
+
+def test_a_wrong_model_is_in_no_bar_and_told_in_the_reports(record, tmp_path):
+    record.rows.clear()
+    record.models += [
+        WholeRow("resnet50", "forward", comparison(1.25), 1e-6, ""),
+        WholeRow("vgg16", "forward", comparison(0.25), 1.0, "the answer is off"),
+    ]
+    (bar,) = summary.outcomes(record)
+    assert (bar.rows, bar.measured) == (1, 1.25)
+    record.save(tmp_path / "models.json")
+    for text in (report.write(tmp_path).read_text(), (tmp_path / "report.md").read_text()):
+        assert "the answer is off" in text
+        assert "1.25" in text
+        assert "0.25" not in text
 
 
 def test_reports_are_made_from_the_record(record, tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import cnnkern
 from cnnkern.backends import cuda
 from cnnkern.info import kernel_table
 
@@ -17,3 +18,8 @@ def test_the_table_of_kernels_is_that_of_the_lists() -> None:
     if not cuda.LIBRARY.exists():
         listed = re.sub(r"; cuda [a-z0-9 ]+\b", "", listed)
     assert listed.strip() == kernel_table()
+
+
+def test_the_layer_table_is_what_the_command_prints() -> None:
+    pytest.importorskip("cnnkern.models", reason="the table is that of a model by name")
+    assert f"```\n{cnnkern.summary('alexnet')}\n```" in README
