@@ -41,5 +41,19 @@ from cnnkern.models import (  # noqa: F401  (each registers what it defines)
 from cnnkern.models._network import Network, Outputs
 from cnnkern.models._registry import Entry, Error, create, entry, load_torchvision, register
 from cnnkern.models._registry import names as list  # noqa: A004
+from cnnkern.models._table import Cost, cost, table
 
-__all__ = ["Entry", "Error", "Network", "Outputs", "create", "entry", "list", "load_torchvision", "register"]
+__all__ = [
+    "Cost",
+    "Entry",
+    "Error",
+    "Network",
+    "Outputs",
+    "cost",
+    "create",
+    "entry",
+    "list",
+    "load_torchvision",
+    "register",
+    "table",
+]

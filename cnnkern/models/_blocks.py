@@ -77,13 +77,12 @@ def conv_bn(
     *,
     padding: int | None = None,
     groups: int = 1,
-    eps: float = 1e-5,
-    momentum: float = 0.1,
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
 ) -> Layers:
     """Convolution ("0"), batch normalisation ("1") and unless None an activation ("2"); padded to keep the size."""
     padding = kernel // 2 if padding is None else padding
     conv = Conv2d(c_in, c_out, kernel, stride, padding, groups=groups, bias=False)
-    return Layers(conv, nn.BatchNorm2d(c_out, eps, momentum), *([act()] if act else []))
+    return Layers(conv, norm(c_out), *([act()] if act else []))
 
 
 def named_conv_bn(
@@ -208,6 +207,12 @@ def rounded(maps: float, multiple: int = 8) -> int:
     """The nearest multiple, at least one, that is not more than a tenth below ``maps``."""
     nearest = max(multiple, int(maps + multiple / 2) // multiple * multiple)
     return nearest if nearest >= 0.9 * maps else nearest + multiple
+
+
+def zero_last_scale(module: nn.Module) -> None:
+    """Sets the scale of the last batch normalisation in a residual branch to 0: its block starts as the identity."""
+    *_, last = (norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d))
+    nn.init.zeros_(last.weight)
 
 
 def initialise(model: nn.Module, *classifiers: nn.Module) -> None:

@@ -1,9 +1,9 @@
 """Inception modules as text: the modules of v2, v4 and the two Inception-ResNets are rows of branches.
 
 A branch is its layers in order, ``"1x1 64, 3x3 96"``: filter size (vertical x horizontal) and maps of a convolution
-with batch normalisation and ReLU; ``max`` and ``avg`` are 3x3 pools, and
-``zavg`` is one that counts the padding's zeros. ``/2`` after either is a stride of 2, ``v`` no
-padding (otherwise the size is kept but for the stride). A branch may end in branches: ``"1x1 384, [1x3 256 | 3x1 256]"``.
+with batch normalisation and ReLU. ``max`` and ``avg`` are 3x3 pools, and ``zavg`` is one that counts the padding's
+zeros. ``/2`` after either is a stride of 2, ``v`` no padding (otherwise the size is kept but for the stride). A branch
+may end in branches: ``"1x1 384, [1x3 256 | 3x1 256]"``.
 """
 
 from __future__ import annotations

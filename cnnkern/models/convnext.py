@@ -11,7 +11,12 @@ from cnnkern.models._network import Network
 from cnnkern.models._registry import register
 from cnnkern.nn import Conv2d
 
-TABLE = [(96, 3), (192, 3), (384, 9), (768, 3)]  # maps and blocks of each stage; each but the first halves the resolution
+TABLE = [
+    (96, 3),
+    (192, 3),
+    (384, 9),
+    (768, 3),
+]  # maps and blocks of each stage; each but the first halves the resolution
 LAYER_SCALE = 1e-6
 
 
@@ -83,7 +88,7 @@ class ConvNeXt(Network):
         return self.classifier(self.avgpool(self.features(images)))
 
 
-@register("convnext_tiny", year=2022, paper="Liu et al., arXiv 2201.03545", smallest=1, torchvision=True)
+@register("convnext_tiny", year=2022, paper="Liu et al., arXiv 2201.03545", smallest=32, torchvision=True)
 def convnext(name: str, num_classes: int, in_channels: int, *, drop_path: float = 0.1) -> ConvNeXt:
     """ConvNeXt-T."""
     model = ConvNeXt(num_classes, in_channels, drop_path)

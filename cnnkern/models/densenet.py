@@ -1,4 +1,4 @@
-"""DenseNet (Huang, Liu, van der Maaten and Weinberger, arXiv 1608.06993): each layer sees all earlier maps of its block."""
+"""DenseNet (Huang, Liu, van der Maaten and Weinberger, arXiv 1608.06993): each layer reads all before it."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class DenseNet(Network):
         return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", key)
 
 
-@register(*TABLES, year=2016, paper="Huang et al., arXiv 1608.06993", smallest=1, torchvision=True)
+@register(*TABLES, year=2016, paper="Huang et al., arXiv 1608.06993", smallest=29, torchvision=True)
 def densenet(name: str, num_classes: int, in_channels: int, *, dropout: float = 0.0) -> DenseNet:
     """DenseNet of 121, 161, 169 or 201 layers."""
     model = DenseNet(TABLES[name], num_classes, in_channels, dropout)

@@ -20,7 +20,6 @@ TABLE = [
     (6, 5, 192, 4, 2),
     (6, 3, 320, 1, 1),
 ]
-NORM = {"eps": 1e-5, "momentum": 0.1}
 
 
 class EfficientNet(Network):
@@ -29,18 +28,18 @@ class EfficientNet(Network):
     def __init__(self, num_classes: int, in_channels: int, dropout: float, drop_path: float) -> None:
         super().__init__()
         rates = drop_path_rates(drop_path, sum(count for *_, count, _ in TABLE))
-        features: list[nn.Module] = [conv_bn(in_channels, STEM, 3, 2, nn.SiLU, **NORM)]
+        features: list[nn.Module] = [conv_bn(in_channels, STEM, 3, 2, nn.SiLU)]
         c_in = STEM
         for expansion, kernel, c_out, count, stride in TABLE:
             stage = []
             for number in range(count):
                 width, step = expansion * c_in, stride if number == 0 else 1
                 squeeze = SqueezeExcitation(width, c_in // 4, "silu")
-                rest = (kernel, step, nn.SiLU, squeeze, rates.pop(0), NORM)
+                rest = (kernel, step, nn.SiLU, squeeze, rates.pop(0))
                 stage.append(InvertedResidual(c_in, width, c_out, *rest))
                 c_in = c_out
             features.append(nn.Sequential(*stage))
-        self.features = nn.Sequential(*features, conv_bn(c_in, HEAD, 1, act=nn.SiLU, **NORM))
+        self.features = nn.Sequential(*features, conv_bn(c_in, HEAD, 1, act=nn.SiLU))
         self.avgpool = GlobalAvgPool2d()
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(HEAD, num_classes))
 

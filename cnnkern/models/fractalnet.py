@@ -74,7 +74,11 @@ def _kept(ending: list[int], only: int | None, drop_path: float) -> list[int]:
         return [only] if only in ending else []
     if drop_path == 0 or len(ending) == 1:
         return ending
-    kept = [column for column, draw in zip(ending, torch.rand(len(ending), device="cpu").tolist(), strict=True) if draw >= drop_path]
+    kept = [
+        column
+        for column, draw in zip(ending, torch.rand(len(ending), device="cpu").tolist(), strict=True)
+        if draw >= drop_path
+    ]
     return kept or [ending[int(torch.randint(len(ending), (), device="cpu"))]]
 
 
@@ -120,8 +124,8 @@ class FractalNet(Network):
 PAPER = "Larsson et al., arXiv 1605.07648"
 
 
-@register("fractalnet20", year=2016, paper=PAPER, input_size=(3, 32, 32), smallest=1, num_classes=10)
-@register("fractalnet34", year=2016, paper=PAPER, smallest=1)
+@register("fractalnet20", year=2016, paper=PAPER, input_size=(3, 32, 32), smallest=32, num_classes=10)
+@register("fractalnet34", year=2016, paper=PAPER, smallest=29)
 def fractalnet(
     name: str, num_classes: int, in_channels: int, *, drop_path: float = 0.15, global_drop_path: float = 0.5
 ) -> FractalNet:

@@ -108,6 +108,7 @@ class GoogLeNet(Network):
         self.conv3 = named_conv_bn(64, 192, 3)
         self.maxpool2 = pool(3)
         maps = 192
+        given: dict[str, int] = {}
         for name, row in BODY.items():
             if isinstance(row, int):
                 self.add_module(name, pool(row))
@@ -115,8 +116,9 @@ class GoogLeNet(Network):
                 module = inception(maps, row)
                 self.add_module(name, module)
                 maps = module.maps
-                if aux and name in AUXILIARY:
-                    self.add_module(AUXILIARY[name], Auxiliary(maps, num_classes))
+                given[name] = maps
+        for name, classifier in AUXILIARY.items() if aux else ():
+            self.add_module(classifier, Auxiliary(given[name], num_classes))
         self.avgpool = GlobalAvgPool2d()
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(maps, num_classes)
@@ -147,7 +149,7 @@ PAPER = "Szegedy et al., arXiv 1409.4842"
     "googlenet",
     year=2014,
     paper=PAPER,
-    smallest=1,
+    smallest=15,
     torchvision=True,
     errors={"googlenet": Error(None, 6.7, "ILSVRC 2014, seven networks")},
 )
@@ -170,7 +172,7 @@ def googlenet(
     return model
 
 
-@register("googlenet_naive", year=2014, paper=PAPER, smallest=1)
+@register("googlenet_naive", year=2014, paper=PAPER, smallest=15)
 def googlenet_naive(
     name: str, num_classes: int, in_channels: int, *, aux: bool = True, dropout: float = 0.2
 ) -> GoogLeNet:

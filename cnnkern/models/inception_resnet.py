@@ -18,7 +18,7 @@ from cnnkern.nn import Conv2d
 class Blocks(NamedTuple):
     """Residual blocks in a row: their number, branches, the scale of the branches' sum; ReLU after it or not."""
 
-    count: int
+    repeats: int
     branches: list[str]
     scale: float
     relu: bool = True
@@ -72,12 +72,12 @@ class InceptionResNet(Network):
 
     def __init__(self, name: str, num_classes: int, in_channels: int, dropout: float, drop_path: float) -> None:
         super().__init__()
-        rates = drop_path_rates(drop_path, sum(row.count for row in TABLES[name] if isinstance(row, Blocks)))
+        rates = drop_path_rates(drop_path, sum(row.repeats for row in TABLES[name] if isinstance(row, Blocks)))
         features: list[nn.Module] = []
         maps = in_channels
         for row in TABLES[name]:
             if isinstance(row, Blocks):
-                features += [ResidualInception(maps, *row[1:], rates.pop(0)) for _ in range(row.count)]
+                features += [ResidualInception(maps, *row[1:], rates.pop(0)) for _ in range(row.repeats)]
             else:
                 module, maps = stack(maps, [row])
                 features.append(module)
@@ -91,7 +91,7 @@ class InceptionResNet(Network):
         return self.fc(self.dropout(self.avgpool(self.features(images)).flatten(1)))
 
 
-@register(*TABLES, year=2016, paper="Szegedy et al., arXiv 1602.07261", input_size=(3, 299, 299), smallest=1)
+@register(*TABLES, year=2016, paper="Szegedy et al., arXiv 1602.07261", input_size=(3, 299, 299), smallest=75)
 def inception_resnet(
     name: str, num_classes: int, in_channels: int, *, dropout: float = 0.2, drop_path: float = 0.0
 ) -> InceptionResNet:

@@ -1,4 +1,4 @@
-"""Inception v3 (Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, arXiv 1512.00567): filters factorised, 7x7 as 1x7 and 7x1."""
+"""Inception v3 (Szegedy, Vanhoucke, Ioffe, Shlens and Wojna, arXiv 1512.00567): 7x7 filters as 1x7 and 7x1."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ class InceptionV3(Network):
     year=2015,
     paper="Szegedy et al., arXiv 1512.00567",
     input_size=(3, 299, 299),
-    smallest=1,
+    smallest=75,
     torchvision=True,
 )
 def inception_v3(

@@ -38,9 +38,7 @@ class InceptionV4(Network):
         return self.fc(self.dropout(self.avgpool(self.features(images)).flatten(1)))
 
 
-@register(
-    "inception_v4", year=2016, paper="Szegedy et al., arXiv 1602.07261", input_size=(3, 299, 299), smallest=1
-)
+@register("inception_v4", year=2016, paper="Szegedy et al., arXiv 1602.07261", input_size=(3, 299, 299), smallest=75)
 def inception_v4(name: str, num_classes: int, in_channels: int, *, dropout: float = 0.2) -> InceptionV4:
     """Inception v4."""
     model = InceptionV4(num_classes, in_channels, dropout)

@@ -39,7 +39,7 @@ class LeNet(Network):
 
 
 @register(
-    "lenet5", year=1998, paper="LeCun et al., Proc. IEEE 86(11)", input_size=(1, 32, 32), smallest=1, num_classes=10
+    "lenet5", year=1998, paper="LeCun et al., Proc. IEEE 86(11)", input_size=(1, 32, 32), smallest=16, num_classes=10
 )
 def lenet5(name: str, num_classes: int, in_channels: int) -> LeNet:
     """LeNet-5 for 32x32 pixels in one channel."""

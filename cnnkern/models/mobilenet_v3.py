@@ -1,8 +1,9 @@
-"""MobileNetV3 (Howard et al., arXiv 1905.02244): searched inverted residuals with squeeze and excitation, hard-swish."""
+"""MobileNetV3 (Howard et al., arXiv 1905.02244): searched inverted residuals with squeeze and excitation."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from cnnkern.models._registry import register
 
 STEM = 16
 LAST = {"mobilenet_v3_large": 1280, "mobilenet_v3_small": 1024}  # of the hidden layer before the scores
-NORM = {"eps": 1e-3, "momentum": 0.01}
+NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 # Filter size, expanded maps, maps, squeeze and excitation, activation, stride.
 Row = tuple[int, int, int, bool, Callable[[], nn.Module], int]
 RE, HS = nn.ReLU, nn.Hardswish
@@ -62,7 +63,7 @@ TABLES: dict[str, list[Row]] = {
 class InvertedResidual(nn.Module):
     """1x1 to ``width`` maps, depthwise, squeeze and excitation, linear 1x1; with a shortcut where the size stays.
 
-    ``norm`` has the eps and momentum of the batch normalisations; ``squeeze`` is a module or None.
+    ``norm`` makes the batch normalisation of so many maps; ``squeeze`` is a module or None.
     """
 
     def __init__(
@@ -75,13 +76,13 @@ class InvertedResidual(nn.Module):
         act: Callable[[], nn.Module],
         squeeze: nn.Module | None,
         drop_path: float,
-        norm: dict[str, float],
+        norm: Callable[[int], nn.Module] = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
-        expand = [conv_bn(c_in, width, 1, act=act, **norm)] if width != c_in else []
-        depthwise = conv_bn(width, width, kernel, stride, act, groups=width, **norm)
+        expand = [conv_bn(c_in, width, 1, act=act, norm=norm)] if width != c_in else []
+        depthwise = conv_bn(width, width, kernel, stride, act, groups=width, norm=norm)
         gate = [squeeze] if squeeze is not None else []
-        self.block = Layers(*expand, depthwise, *gate, conv_bn(width, c_out, 1, act=None, **norm))
+        self.block = Layers(*expand, depthwise, *gate, conv_bn(width, c_out, 1, act=None, norm=norm))
         self.shortcut = stride == 1 and c_in == c_out
         self.drop_path = drop_path
 
@@ -101,13 +102,13 @@ class MobileNetV3(Network):
         super().__init__()
         rates = drop_path_rates(drop_path, len(TABLES[name]))
         c_in = rounded(STEM * width)
-        layers: list[nn.Module] = [conv_bn(in_channels, c_in, 3, 2, HS, **NORM)]
+        layers: list[nn.Module] = [conv_bn(in_channels, c_in, 3, 2, HS, norm=NORM)]
         for (kernel, expanded, maps, squeezes, act, stride), rate in zip(TABLES[name], rates, strict=True):
             inner, c_out = rounded(expanded * width), rounded(maps * width)
             squeeze = SqueezeExcitation(inner, rounded(inner // 4), gate=nn.Hardsigmoid) if squeezes else None
             layers.append(InvertedResidual(c_in, inner, c_out, kernel, stride, act, squeeze, rate, NORM))
             c_in = c_out
-        self.features = nn.Sequential(*layers, conv_bn(c_in, 6 * c_in, 1, act=HS, **NORM))
+        self.features = nn.Sequential(*layers, conv_bn(c_in, 6 * c_in, 1, act=HS, norm=NORM))
         self.avgpool = GlobalAvgPool2d()
         hidden = rounded(LAST[name] * width)
         self.classifier = nn.Sequential(

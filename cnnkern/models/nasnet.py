@@ -144,7 +144,7 @@ class NASNet(Network):
         return self.fc(self.dropout(self.avgpool(torch.relu(right)).flatten(1)))
 
 
-@register("nasnet_mobile", year=2017, paper="Zoph et al., arXiv 1707.07012", smallest=1)
+@register("nasnet_mobile", year=2017, paper="Zoph et al., arXiv 1707.07012", smallest=3)
 def nasnet(name: str, num_classes: int, in_channels: int, *, dropout: float = 0.5) -> NASNet:
     """NASNet-A with 4 cells per stage and 1056 maps at the end."""
     model = NASNet(num_classes, in_channels, dropout)

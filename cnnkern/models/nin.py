@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from cnnkern.models._blocks import AvgPool2d, GlobalAvgPool2d, Layers, MaxPool2d, conv_relu, initialise
@@ -25,7 +28,7 @@ TABLES = {
 }
 
 
-POOLS = {"max": MaxPool2d, "avg": AvgPool2d}
+POOLS: dict[str, Callable[..., nn.Module]] = {"max": MaxPool2d, "avg": AvgPool2d}
 
 
 class NiN(Network):
@@ -38,7 +41,7 @@ class NiN(Network):
             if features:
                 features.append(nn.Dropout(dropout))
             features += conv_relu(in_channels, maps[0], kernel, stride, padding)
-            for c_in, c_out in zip(maps, maps[1:], strict=False):
+            for c_in, c_out in pairwise(maps):
                 features += conv_relu(c_in, c_out, 1)
             features += [POOLS[pool](3, 2, ceil_mode=True)] if pool else []
             in_channels = maps[-1]
@@ -51,13 +54,13 @@ class NiN(Network):
         return self.avgpool(self.classifier(self.features(images))).flatten(1)
 
 
-@register("nin", year=2013, paper="Lin et al., arXiv 1312.4400", smallest=1)
+@register("nin", year=2013, paper="Lin et al., arXiv 1312.4400", smallest=39)
 @register(
     "nin_cifar",
     year=2013,
     paper="Lin et al., arXiv 1312.4400",
     input_size=(3, 32, 32),
-    smallest=1,
+    smallest=4,
     num_classes=10,
 )
 def nin(name: str, num_classes: int, in_channels: int, *, dropout: float = 0.5) -> NiN:

@@ -1,4 +1,4 @@
-"""Pre-activation residual networks (He et al., arXiv 1603.05027) and Wide ResNet-28-10 (arXiv 1605.07146), made of them.
+"""Pre-activation residual networks (He et al., arXiv 1603.05027) and Wide ResNet-28-10 (arXiv 1605.07146).
 
 Batch normalisation and ReLU come before each convolution, so that nothing but sums lies between a block's input and
 the next one's. In eval mode those of the block's input are what the first convolution does to what it reads, the others
@@ -78,21 +78,27 @@ class PreActivationBlock(nn.Module):
         """activation(f(input) + residual)."""
         return self.convolved(input, residual, activation, self.norms[0])
 
+    @property
+    def filters(self) -> list[nn.Conv2d]:
+        """The convolutions of the branch, in order."""
+        return [conv for conv in self.convs if isinstance(conv, nn.Conv2d)]
+
     def convolved(
         self, input: Tensor, residual: Tensor | None, activation: str, input_bn: nn.Module | None = None
     ) -> Tensor:
         """As ``branch``, where ``input`` is normalised and activated, or to be by ``input_bn``."""
+        first, *middle, last = self.filters
         x = conv_bn_act(
-            self.convs[0],
+            first,
             self.norms[1],
             input,
             "relu",
             input_bn=input_bn,
             input_activation="none" if input_bn is None else "relu",
         )
-        for conv, norm in zip(self.convs[1:-1], self.norms[2:], strict=True):
+        for conv, norm in zip(middle, self.norms[2:], strict=True):
             x = conv_bn_act(conv, norm, x, "relu")
-        return conv_bn_act(self.convs[-1], None, self.dropout(x), activation, residual)
+        return conv_bn_act(last, None, self.dropout(x), activation, residual)
 
 
 class PreActivationResNet(Network):
@@ -150,6 +156,7 @@ def preact_resnet(
     model = PreActivationResNet(TABLES[name], num_classes, in_channels, drop_path)
     initialise(model, model.fc)
     if zero_init_residual:
-        for block in model.blocks:
-            nn.init.zeros_(block.convs[-1].weight)
+        for block in model.modules():
+            if isinstance(block, PreActivationBlock):
+                nn.init.zeros_(block.filters[-1].weight)
     return model

@@ -1,4 +1,4 @@
-"""RegNetY-400MF (Radosavovic et al., arXiv 2003.13678): bottlenecks of a designed space, with squeeze and excitation."""
+"""RegNetY-400MF (Radosavovic et al., arXiv 2003.13678): bottlenecks with squeeze and excitation, a designed space."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from cnnkern.models._blocks import (
     conv_bn,
     drop_path_rates,
     initialise,
+    zero_last_scale,
 )
 from cnnkern.models._network import Network
 from cnnkern.models._registry import register
@@ -79,5 +80,5 @@ def regnet(
     if zero_init_residual:
         for block in model.modules():
             if isinstance(block, Block):
-                nn.init.zeros_(block.f.c[1].weight)
+                zero_last_scale(block.f)
     return model

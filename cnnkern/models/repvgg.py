@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,20 +40,20 @@ class Block(nn.Module):
     @torch.no_grad()
     def reparameterize(self) -> None:
         """Puts one 3x3 convolution with a bias in the place of the branches; it is right for fixed statistics."""
-        conv, _ = self.conv3x3
-        one = torch.eye(conv.out_channels, device=conv.weight.device, dtype=conv.weight.dtype)[:, :, None, None]
-        branches = [(layers[0].weight, layers[1]) for layers in (self.conv3x3, self.conv1x1)]
-        branches += [] if self.identity is None else [(one, self.identity)]
-        weight, bias = torch.zeros_like(conv.weight), conv.weight.new_zeros(conv.out_channels)
-        for filters, bn in branches:
-            scale, shift = fold_batch_norm(bn)
-            around = (3 - filters.shape[-1]) // 2
-            weight += F.pad(filters * scale[:, None, None, None], [around] * 4)
-            bias += shift
-        placement = {"device": weight.device, "dtype": weight.dtype}
-        self.deployed = Conv2d(conv.in_channels, conv.out_channels, 3, conv.stride, 1, **placement)
-        self.deployed.weight.copy_(weight)
-        self.deployed.bias.copy_(bias)
+        conv, bn = cast("tuple[nn.Conv2d, nn.BatchNorm2d]", self.conv3x3)
+        pointwise, pointwise_bn = cast("tuple[nn.Conv2d, nn.BatchNorm2d]", self.conv1x1)
+        branches = [(conv.weight, bn), (F.pad(pointwise.weight, (1, 1, 1, 1)), pointwise_bn)]
+        if self.identity is not None:
+            centre = torch.zeros_like(conv.weight)
+            centre[:, :, 1, 1].fill_diagonal_(1)
+            branches.append((centre, self.identity))
+        folded = [(filters, *fold_batch_norm(norm)) for filters, norm in branches]
+        deployed = Conv2d(conv.in_channels, conv.out_channels, 3, (conv.stride[0], conv.stride[1]), 1)
+        deployed.weight = nn.Parameter(
+            torch.stack([filters * scale[:, None, None, None] for filters, scale, _ in folded]).sum(0)
+        )
+        deployed.bias = nn.Parameter(torch.stack([shift for _, _, shift in folded]).sum(0))
+        self.deployed = deployed
         del self.conv3x3, self.conv1x1, self.identity
         self.train(self.training)
 
@@ -73,7 +75,8 @@ class RepVGG(Network):
     def reparameterize(self) -> RepVGG:
         """To the deployed form, in place: a plain stack of 3x3 convolutions that gives the same in eval mode."""
         for block in self.blocks:
-            block.reparameterize()
+            if isinstance(block, Block):
+                block.reparameterize()
         return self
 
     def scores(self, images: Tensor) -> Tensor:

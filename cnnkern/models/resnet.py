@@ -168,7 +168,8 @@ class ResNet(Network):
     def scores(self, images: Tensor) -> Tensor:
         """(N, classes) of (N, C, H, W)."""
         x = self.maxpool(conv_bn_act(self.conv1, self.bn1, images, "relu"))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in range(1, 5):
+            x = self.get_submodule(f"layer{stage}")(x)
         return self.fc(self.avgpool(x).flatten(1))
 
 

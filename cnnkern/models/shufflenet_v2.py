@@ -63,7 +63,9 @@ class ShuffleNetV2(Network):
 
     def scores(self, images: Tensor) -> Tensor:
         """(N, classes) of (N, C, H, W)."""
-        x = self.stage4(self.stage3(self.stage2(self.maxpool(self.conv1(images)))))
+        x = self.maxpool(self.conv1(images))
+        for stage in range(2, 5):
+            x = self.get_submodule(f"stage{stage}")(x)
         return self.fc(self.avgpool(self.conv5(x)).flatten(1))
 
 
