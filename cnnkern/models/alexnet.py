@@ -113,7 +113,7 @@ class AlexNet(Network):
     "zfnet",
     year=2013,
     paper="Zeiler and Fergus, arXiv 1311.2901",
-    smallest=1,
+    smallest=53,
     errors={"zfnet": Error(None, 11.7, "ILSVRC 2013")},
 )
 def alexnet(name: str, num_classes: int, in_channels: int, *, dropout: float = 0.5) -> AlexNet:

@@ -24,6 +24,9 @@ TABLES: dict[str, Table] = {
 }
 
 
+PAPER = "Iandola et al., arXiv 1602.07360"
+
+
 class Fire(nn.Module):
     """1x1 to few maps, then 1x1 and 3x3 side by side."""
 
@@ -60,7 +63,8 @@ class SqueezeNet(Network):
         return self.classifier(self.features(images)).flatten(1)
 
 
-@register(*TABLES, year=2016, paper="Iandola et al., arXiv 1602.07360", smallest=1, torchvision=True)
+@register("squeezenet1_0", year=2016, paper=PAPER, smallest=21, torchvision=True)
+@register("squeezenet1_1", year=2016, paper=PAPER, smallest=17, torchvision=True)
 def squeezenet(name: str, num_classes: int, in_channels: int, *, dropout: float = 0.5) -> SqueezeNet:
     """SqueezeNet 1.0, or 1.1 with 2.4 times fewer operations."""
     model = SqueezeNet(TABLES[name], num_classes, in_channels, dropout)

@@ -54,7 +54,7 @@ class VGG(Network):
     *(f"{name}_bn" for name in CONVS),
     year=2014,
     paper="Simonyan and Zisserman, arXiv 1409.1556",
-    smallest=1,
+    smallest=32,
     torchvision=True,
     errors={"vgg16": Error(None, 9.62, "torchvision, one crop of 224; 7.3 in ILSVRC 2014")},
 )

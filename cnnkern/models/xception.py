@@ -67,7 +67,7 @@ class Xception(Network):
         return self.fc(self.dropout(self.avgpool(x).flatten(1)))
 
 
-@register("xception", year=2016, paper="Chollet, arXiv 1610.02357", input_size=(3, 299, 299), smallest=1)
+@register("xception", year=2016, paper="Chollet, arXiv 1610.02357", input_size=(3, 299, 299), smallest=7)
 def xception(
     name: str, num_classes: int, in_channels: int, *, dropout: float = 0.5, drop_path: float = 0.0
 ) -> Xception:
