@@ -68,6 +68,15 @@ def kernels() -> None:
 
 
 @main.command()
+@click.argument("pattern", default="*")
+def models(pattern: str) -> None:
+    """The architectures whose names fit PATTERN (all; for example 'resnet*'), and what each costs."""
+    from cnnkern import models
+
+    click.echo(models.table(pattern))
+
+
+@main.command()
 @click.argument("problem")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where the tensors are.")
 def explain(problem: str, device: str) -> None:

@@ -103,23 +103,7 @@ class ConvBNReLU2d(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, K, P, Q) of (N, C, H, W)."""
-        conv, bn = self.conv, self.bn
-        if bn.training or bn.running_mean is None or _hooked(conv) or _hooked(bn):
-            return activate(bn(conv(input)), self.activation, alpha_of(self.activation, self.alpha))
-        scale, shift = fold_batch_norm(bn)
-        return fused_conv2d(
-            input,
-            conv.weight,
-            conv.bias,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            conv.groups,
-            scale=scale,
-            shift=shift,
-            activation=self.activation,
-            alpha=self.alpha,
-        )
+        return conv_bn_act(self.conv, self.bn, input, self.activation, alpha=self.alpha)
 
     def extra_repr(self) -> str:
         """The activation, for the block's repr."""
@@ -183,6 +167,59 @@ class ChannelShuffle(nn.ChannelShuffle):
         return channel_shuffle(input, self.groups)
 
 
+def conv_bn_act(
+    conv: nn.Conv2d,
+    bn: nn.Module | None,
+    input: Tensor,
+    activation: str = "none",
+    residual: Tensor | None = None,
+    *,
+    alpha: float | None = None,
+    input_bn: nn.Module | None = None,
+    input_activation: str = "none",
+) -> Tensor:
+    """activation(bn(conv(input_activation(input_bn(input)))) + residual), fused where statistics are fixed (eval mode).
+
+    What a model calls on convolutions and batch normalisations that it names itself. The scale and shift that the
+    kernel applies are folded at each call: nothing is cached. Where a normalisation takes the batch's statistics, or a
+    hook expects to see one of the modules called, they run one after another. Gradients are right either way.
+
+    Args:
+        conv: a convolution, (N, C, H, W) to (N, K, P, Q).
+        bn: nn.BatchNorm2d or nn.SyncBatchNorm over the K maps, or None.
+        input: (N, C, H, W).
+        activation, alpha, input_activation: as :func:`cnnkern.functional.fused_conv2d`.
+        residual: (N, K, P, Q), added before the activation, or None.
+        input_bn: as ``bn``, over the C maps of the input.
+
+    Returns (N, K, P, Q). Raises ValueError for an activation or alpha that there is not.
+    """
+    if _hooked(conv) or conv.padding_mode != "zeros" or _runs_itself(bn) or _runs_itself(input_bn):
+        input = input if input_bn is None else input_bn(input)
+        y = conv(activate(input, input_activation, alpha_of(input_activation, None)))
+        y = y if bn is None else bn(y)
+        return activate(y if residual is None else y + residual, activation, alpha_of(activation, alpha))
+    scale, shift = _folded(bn)
+    input_scale, input_shift = _folded(input_bn)
+    return fused_conv2d(
+        input,
+        conv.weight,
+        conv.bias,
+        conv.stride,
+        conv.padding,
+        conv.dilation,
+        conv.groups,
+        scale=scale,
+        shift=shift,
+        residual=residual,
+        activation=activation,
+        alpha=alpha,
+        input_scale=input_scale,
+        input_shift=input_shift,
+        input_activation=input_activation,
+    )
+
+
 def fold_batch_norm(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
     """The (scale, shift), each of K elements, with which bn(y) is scale * y + shift in eval mode.
 
@@ -199,6 +236,15 @@ def fold_batch_norm(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         scale = scale * bn.weight
     offset = mean * scale
     return scale, -offset if bn.bias is None else bn.bias - offset
+
+
+def _runs_itself(bn: Any) -> bool:
+    """Whether a normalisation must be called: for the batch's statistics, or because a hook waits for the call."""
+    return bn is not None and (bn.training or bn.running_mean is None or _hooked(bn))
+
+
+def _folded(bn: Any) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if bn is None else fold_batch_norm(bn)
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -1,0 +1,73 @@
+"""ShuffleNet (Zhang, Zhou, Lin and Sun, arXiv 1707.01083): grouped 1x1, channel shuffle, depthwise 3x3."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cnnkern.models._blocks import AvgPool2d, GlobalAvgPool2d, Layers, MaxPool2d, add_residual, conv_bn, initialise
+from cnnkern.models._network import Network
+from cnnkern.models._registry import register
+from cnnkern.nn import ChannelShuffle
+
+STEM = 24
+UNITS = (4, 8, 4)  # of the three stages; each halves the resolution and has twice the maps of the one before
+MAPS = {1: 144, 2: 200, 3: 240, 4: 272, 8: 384}  # of the first stage, by the groups of the 1x1 convolutions
+
+
+class Unit(nn.Module):
+    """relu(branch(x) + x), or with stride 2 the branch beside the pooled input.
+
+    The branch is a grouped 1x1 to a quarter of the maps, channel shuffle, a depthwise 3x3 and a grouped 1x1.
+    """
+
+    def __init__(self, c_in: int, c_out: int, groups: int, stride: int) -> None:
+        super().__init__()
+        width = c_out // 4
+        first_groups = 1 if c_in == STEM else groups  # the stem's maps are too few to group
+        self.branch = Layers(
+            conv_bn(c_in, width, 1, groups=first_groups),
+            ChannelShuffle(groups),
+            conv_bn(width, width, 3, stride, act=None, groups=width),
+            conv_bn(width, c_out - c_in if stride > 1 else c_out, 1, act=None, groups=groups),
+        )
+        self.pool = AvgPool2d(3, 2, 1) if stride > 1 else None
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(N, K, P, Q) of (N, C, H, W)."""
+        if self.pool is None:
+            return add_residual(self.branch, input, input, "relu")
+        return torch.relu(torch.cat([self.pool(input), self.branch(input)], 1))
+
+
+class ShuffleNetV1(Network):
+    """A 3x3 stem and a pool, three stages of units, global average pooling and one linear layer."""
+
+    def __init__(self, num_classes: int, in_channels: int, groups: int, width: float) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [conv_bn(in_channels, STEM, 3, 2), MaxPool2d(3, 2, 1)]
+        c_in = STEM
+        for stage, count in enumerate(UNITS):
+            c_out = int(MAPS[groups] * width) << stage
+            for number in range(count):
+                layers.append(Unit(c_in, c_out, groups, 2 if number == 0 else 1))
+                c_in = c_out
+        self.features = nn.Sequential(*layers)
+        self.avgpool = GlobalAvgPool2d()
+        self.fc = nn.Linear(c_in, num_classes)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """(N, classes) of (N, C, H, W)."""
+        return self.fc(self.avgpool(self.features(images)).flatten(1))
+
+
+@register("shufflenet_v1", year=2017, paper="Zhang et al., arXiv 1707.01083", smallest=1)
+def shufflenet_v1(
+    name: str, num_classes: int, in_channels: int, *, groups: int = 3, width: float = 1.0
+) -> ShuffleNetV1:
+    """ShuffleNet; ``groups`` is 1, 2, 3, 4 or 8, ``width`` multiplies the maps of all stages."""
+    if groups not in MAPS:
+        raise ValueError(f"groups={groups}: it is one of {', '.join(map(str, MAPS))}")
+    model = ShuffleNetV1(num_classes, in_channels, groups, width)
+    initialise(model, model.fc)
+    return model
