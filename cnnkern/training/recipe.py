@@ -1,0 +1,47 @@
+"""A recipe: everything about a training run that is neither the network nor the data, as a record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch.optim import SGD, Optimizer
+
+from cnnkern.training.augmentation import Change, Crop, centre_crop
+from cnnkern.training.schedules import Schedule, constant
+
+MOMENTUM = partial(SGD, momentum=0.9)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained; ``dataclasses.replace`` makes another one."""
+
+    epochs: int
+    lr: float
+    batch: int | None = 128
+    """Images in a step, of all processes together; None for the whole training set."""
+    optimizer: Callable[..., Optimizer] = MOMENTUM
+    """One of torch.optim's, taking the parameters, lr and, where there is one, weight_decay."""
+    weight_decay: float = 0.0
+    schedule: Schedule = constant
+    cycles: int = 1
+    """The schedule's cycles in the run. A copy of the model is kept after each if there are several, and the ensemble
+    of the copies is what is tested."""
+    label_smoothing: float = 0.0
+    auxiliary_weight: float = 0.3
+    l1: float = 0.0
+    """Weight of the L1 penalty; with ``weight_decay`` an elastic net."""
+    resize: float = 1.0
+    """The side of the images that crops are cut from, as a multiple of the network's input size."""
+    crop: Crop = centre_crop
+    augment: tuple[Change, ...] = ()
+    """Changes to the cropped images, in order."""
+    polyak: float | None = None
+    """Decay of an average of the weights that is tested in their place, for example 0.995."""
+    backbone_rate: float = 1.0
+    """The rate of all layers but the classifier, as a share of ``lr``; 0 freezes them."""
+    test_scales: tuple[float, ...] = ()
+    """Sides, as multiples of the input size, that images are scaled to for ten crops each in the test; none: one crop
+    from the middle."""
