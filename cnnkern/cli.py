@@ -15,9 +15,9 @@ except ImportError:
 
 
 class _Commands(click.Group):
-    """Commands of which some live in cnnkern.bench, which has dependencies of its own: imported when asked for."""
+    """Commands of which some live in packages with dependencies of their own: imported when asked for."""
 
-    elsewhere: ClassVar = {"bench": "cnnkern.bench.cli", "tune": "cnnkern.bench.tune"}
+    elsewhere: ClassVar = {"bench": "cnnkern.bench.cli", "train": "cnnkern.training.cli", "tune": "cnnkern.bench.tune"}
 
     def list_commands(self, context: click.Context) -> list[str]:
         return sorted({*super().list_commands(context), *self.elsewhere})
@@ -28,7 +28,7 @@ class _Commands(click.Group):
         try:
             return getattr(importlib.import_module(self.elsewhere[name]), name)
         except ModuleNotFoundError as error:
-            return _missing(name, f"{error}: pip install 'cnnkern[bench]'")
+            return _missing(name, f"{error}: pip install 'cnnkern[{'train' if name == 'train' else 'bench'}]'")
 
 
 def _missing(name: str, fix: str) -> click.Command:

@@ -1,6 +1,6 @@
 """One run on several processes, each with its part of every batch.
 
-``torchrun --nproc-per-node 2 -m cnnkern.cli train ...`` starts them. Gradients are averaged by torch's
+``torchrun --no-python --nproc-per-node 2 cnnkern train ...`` starts them. Gradients are averaged by torch's
 DistributedDataParallel, batch statistics are those of the whole batch, and a sampler deals every batch out: what is
 computed is what one process computes with the same batch.
 """

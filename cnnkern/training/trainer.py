@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -64,13 +64,19 @@ class Trainer:
         self.snapshots: list[dict[str, Tensor]] = []
         self.history: list[Epoch] = []
 
-    def fit(self, progress: Progress | None = None) -> list[Epoch]:
-        """Trains the epochs that the recipe has left, and returns the history of all."""
+    def fit(self) -> list[Epoch]:
+        """Trains the epochs that are left, and returns the history of all."""
+        for _ in self.epochs():
+            pass
+        return self.history
+
+    def epochs(self, progress: Progress | None = None) -> Iterator[Epoch]:
+        """Trains the epochs that are left, and gives each when its files are written."""
         self._observe()
         while len(self.history) < self.recipe.epochs:
-            self.train_epoch(progress)
+            row = self.train_epoch(progress)
             self._write()
-        return self.history
+            yield row
 
     def train_epoch(self, progress: Progress | None = None) -> Epoch:
         """One pass over the training set, then the validation set."""
