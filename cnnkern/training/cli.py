@@ -58,11 +58,10 @@ def train(
         torch.manual_seed(seed)
         model = network(net, data)
         if pretrained is not None:
-            state = checkpoint.load(pretrained)
-            anew = transfer.load_backbone(model, state.get("model", state))
-            console.print(f"new weights: {', '.join(anew) or 'none'}")
+            console.print(f"drawn anew: {', '.join(start_from(model, pretrained)) or 'nothing'}")
         if check:
             return run_checks(model, data, console)
+        console.print(str(recipe), style="dim", highlight=False)
         trainer = Trainer(model, data, recipe, seed=seed, out=out, device=device)
         if resume:
             trainer.restore(checkpoint.load(out / "checkpoint.pt"))
@@ -78,6 +77,15 @@ def network(name: str, data: Data) -> nn.Module:
     return models.create(name, num_classes=len(data.classes), in_channels=data.channels)
 
 
+def start_from(model: nn.Module, path: Path) -> list[str]:
+    """Loads a state_dict, or the model of a checkpoint; returns the names that keep the values they were drawn with."""
+    state = checkpoint.load(path)
+    try:
+        return transfer.load_backbone(model, state.get("model", state))
+    except RuntimeError as error:
+        raise ValueError(f"{path} does not fit: {error}") from error
+
+
 def fit(trainer: Trainer, recipe: Recipe, console: Console) -> None:
     """Trains under a progress bar, with a line for every epoch."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -85,7 +93,7 @@ def fit(trainer: Trainer, recipe: Recipe, console: Console) -> None:
         images = len(trainer.data.train) // distributed.world_size()  # type: ignore[arg-type]
         task = bar.add_task("", total=images * recipe.epochs, completed=images * len(trainer.history))
         for row in trainer.epochs(lambda count, loss: bar.update(task, advance=count, description=f"loss {loss:.4f}")):
-            console.print(line(row))
+            console.print(line(row), soft_wrap=True)
 
 
 def line(row: Epoch) -> str:
@@ -105,7 +113,7 @@ def run_checks(model: nn.Module, data: Data, console: Console) -> None:
     results += [checks.first_loss(model, images, labels, len(data.classes)), checks.overfit(model, images, labels)]
     for result in results:
         mark = "[green]right[/]" if result.passed else "[red]wrong[/]"
-        console.print(mark, f"{result.name}: {result.figures}")
+        console.print(mark, f"{result.name}: {result.figures}", soft_wrap=True)
     if not all(result.passed for result in results):
         raise click.exceptions.Exit(1)
 

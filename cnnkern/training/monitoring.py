@@ -30,7 +30,7 @@ class Epoch:
     validation_loss: float
     validation_accuracy: float
     update_ratio: float
-    """The median over the weights of |update| / |weight| in the epoch's last step: about 1e-3 is usual."""
+    """The median over the weights of |update| / |weight| in the epoch's middle step: about 1e-3 is usual."""
     seconds: float
 
     @property

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 from torch.optim import SGD, Optimizer
 
@@ -45,3 +46,15 @@ class Recipe:
     test_scales: tuple[float, ...] = ()
     """Sides, as multiples of the input size, that images are scaled to for ten crops each in the test; none: one crop
     from the middle."""
+
+    def __str__(self) -> str:
+        """Every field on a line, the same in every process: a function is told by its name."""
+        return "\n".join(f"{field.name} = {_text(getattr(self, field.name))}" for field in fields(self))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, partial):
+        return f"{_text(value.func)}({', '.join(f'{name}={_text(given)}' for name, given in value.keywords.items())})"
+    if isinstance(value, tuple):
+        return f"({', '.join(map(_text, value))})"
+    return value.__name__ if callable(value) else repr(value)

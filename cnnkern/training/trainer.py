@@ -53,7 +53,7 @@ class Trainer:
         device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         self.data, self.recipe, self.seed, self.out, self.device = data, recipe, seed, out, torch.device(device)
-        self.model = model.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = model.to(device)
         groups = transfer.parameter_groups(self.model, recipe.lr, recipe.backbone_rate)
         self.network = distributed.parallel(self.model)
         decay = {"weight_decay": recipe.weight_decay} if recipe.weight_decay else {}
@@ -90,8 +90,8 @@ class Trainer:
         ratios: list[float] = []
         for number, (images, labels) in enumerate(batches):
             images = self._augmented(images)
-            last = number == len(batches) - 1
-            with monitoring.update_ratios(self.model) if last else nullcontext(ratios) as ratios:
+            middle = number == len(batches) // 2
+            with monitoring.update_ratios(self.model) if middle else nullcontext(ratios) as ratios:
                 loss, right = self.step(images, labels.to(self.device))
             sums += torch.tensor([loss * len(labels), right, len(labels)], dtype=torch.float64)
             if progress is not None:
@@ -175,7 +175,7 @@ class Trainer:
         own = {"recipe": str(self.recipe), "seed": self.seed, "classes": list(self.data.classes)}
         for name, value in own.items():
             if state[name] != value:
-                raise ValueError(f"the checkpoint's {name} is {state[name]}, this run's is {value}")
+                raise ValueError(f"the checkpoint's {name} is\n{state[name]}\nand this run's is\n{value}")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
