@@ -93,8 +93,9 @@ def test_a_new_classifier_on_trained_layers(tmp_path):
         (["lenet5", "--data", "nowhere"], "neither 'digits' nor a folder"),
         (["lenet5", "--resume", "--out", "nowhere"], "nowhere/checkpoint.pt"),
         (["lenet5", "--recipe", "none"], "is not one of"),
+        (["lenet5", "--recipe", "snapshots", "--epochs", "7"], "do not divide"),
     ],
-    ids=["network", "data", "checkpoint", "recipe"],
+    ids=["network", "data", "checkpoint", "recipe", "cycles"],
 )
 def test_a_mistake_is_a_message(arguments, message):
     code, output = run("train", *arguments)

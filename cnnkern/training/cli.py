@@ -51,8 +51,8 @@ def train(
     --out gets a checkpoint after every epoch, history.csv, curves.svg and activations.csv. Processes share the work
     under torchrun --no-python --nproc-per-node 2 cnnkern train ...
     """
-    recipe = replace(RECIPES[name], **{field: value for field, value in changes.items() if value is not None})
     with distributed.process_group() as device, _errors_shown():
+        recipe = replace(RECIPES[name], **{field: value for field, value in changes.items() if value is not None})
         console = Console(quiet=distributed.rank() > 0)
         data = datasets.load(source, size, recipe.resize)
         torch.manual_seed(seed)

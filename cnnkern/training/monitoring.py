@@ -20,7 +20,11 @@ OBSERVED = (nn.Conv2d, nn.Linear, *ACTIVATIONS)
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch's figures. Those of the training set are of the steps themselves, on augmented images."""
+    """One epoch's figures.
+
+    Those of the training set are of the steps themselves: on augmented images, the loss with label smoothing and
+    auxiliary classifiers. Those of the validation set are the plain cross-entropy and the accuracy after the epoch.
+    """
 
     epoch: int
     lr: float

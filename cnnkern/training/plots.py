@@ -2,54 +2,70 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cnnkern.bench.plots import line, text
 from cnnkern.training.monitoring import Epoch
 
 WIDTH, HEIGHT = 420, 260
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 36
+LEFT, RIGHT, TOP, BOTTOM = 52, 12, 42, 36
 COLOURS = ("#1f6fb4", "#d1495b", "#2a9d5c", "#8e5bb5", "#e08a1e", "#6b6b6b")
 STYLE = """text { font: 11px sans-serif; fill: #333 } .grid { stroke: #ddd }
-polyline { fill: none; stroke-width: 1.5 } .title { font-weight: bold }"""
+g text { fill: currentColor } polyline { fill: none; stroke: currentColor; stroke-width: 1.5 }"""
 TICKS = 4
 
 Curves = Mapping[str, Sequence[float]]
 
 
-def panel(title: str, curves: Curves, x_label: str = "epoch") -> str:
-    """Curves over 1, 2, 3 and so on with linear axes and a legend, as the parts of an SVG."""
-    points = max(map(len, curves.values()))
-    values = [value for curve in curves.values() for value in curve]
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
+@dataclass(frozen=True)
+class Scale:
+    """Linear axes: epochs from 1 to ``points`` across, values from ``low`` to ``low + span`` upwards."""
 
-    def x(index: int) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * (index / max(points - 1, 1))
+    points: int
+    low: float
+    span: float
 
-    def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / span
+    @classmethod
+    def of(cls, curves: Curves) -> Scale:
+        """The axes that the finite values of all curves fit on."""
+        values = [value for curve in curves.values() for value in curve if math.isfinite(value)] or [0.0]
+        return cls(max(map(len, curves.values())), min(values), (max(values) - min(values)) or 1.0)
 
-    levels = [low + span * tick / TICKS for tick in range(TICKS + 1)]
-    parts = [line(LEFT, y(level), WIDTH - RIGHT, y(level)) for level in levels]
-    parts += [text(LEFT - 5, y(level) + 4, f"{level:.3g}", "end") for level in levels]
-    for index in sorted({0, (points - 1) // 2, points - 1}):
-        parts.append(text(x(index), HEIGHT - BOTTOM + 14, str(index + 1)))
+    def x(self, index: int) -> float:
+        """The pixel of an epoch, counted from 0."""
+        return LEFT + (WIDTH - LEFT - RIGHT) * index / max(self.points - 1, 1)
+
+    def y(self, value: float) -> float:
+        """The pixel of a value."""
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - self.low) / self.span
+
+
+def panel(title: str, curves: Curves) -> str:
+    """Curves over the epochs with axes and a legend, as the parts of an SVG; values that are not finite are left out."""
+    scale = Scale.of(curves)
+    parts = [text(WIDTH / 2, 14, title), text(WIDTH / 2, HEIGHT - 6, "epoch"), *_axes(scale)]
     for position, (name, curve) in enumerate(curves.items()):
-        colour = COLOURS[position % len(COLOURS)]
-        path = " ".join(f"{x(index):.1f},{y(value):.1f}" for index, value in enumerate(curve))
-        label = text(WIDTH - RIGHT - 4, TOP + 12 + 13 * position, name, "end")
-        parts.append(f'<polyline stroke="{colour}" points="{path}"/>')
-        parts.append(label.replace("<text", f'<text style="fill:{colour}"'))
-    parts.append(text(WIDTH / 2, HEIGHT - 6, x_label))
-    parts.append(text(WIDTH / 2, 14, title).replace("<text", '<text class="title"'))
+        points = [(scale.x(index), scale.y(value)) for index, value in enumerate(curve) if math.isfinite(value)]
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        label = text(LEFT + (WIDTH - LEFT - RIGHT) * (position + 0.5) / len(curves), 32, name)
+        parts.append(f'<g style="color:{COLOURS[position % len(COLOURS)]}"><polyline points="{path}"/>{label}</g>')
     return "".join(parts)
+
+
+def _axes(scale: Scale) -> list[str]:
+    levels = [scale.low + scale.span * tick / TICKS for tick in range(TICKS + 1)]
+    across = [line(LEFT, scale.y(level), WIDTH - RIGHT, scale.y(level)) for level in levels]
+    values = [text(LEFT - 5, scale.y(level) + 4, f"{level:.3g}", "end") for level in levels]
+    epochs = sorted({0, (scale.points - 1) // 2, scale.points - 1})
+    return [*across, *values, *(text(scale.x(index), HEIGHT - BOTTOM + 14, str(index + 1)) for index in epochs)]
 
 
 def svg(panels: Sequence[str]) -> str:
     """Panels side by side as one image."""
-    placed = [f'<g transform="translate({WIDTH * index} 0)">{part}</g>' for index, part in enumerate(panels)]
+    placed = [f'<svg x="{WIDTH * index}" width="{WIDTH}">{part}</svg>' for index, part in enumerate(panels)]
     size = f'width="{WIDTH * len(panels)}" height="{HEIGHT}" viewBox="0 0 {WIDTH * len(panels)} {HEIGHT}"'
     white = '<rect width="100%" height="100%" fill="#fff"/>'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}</style>{white}{"".join(placed)}</svg>\n'

@@ -47,6 +47,10 @@ class Recipe:
     """Sides, as multiples of the input size, that images are scaled to for ten crops each in the test; none: one crop
     from the middle."""
 
+    def __post_init__(self) -> None:
+        if self.epochs % self.cycles:
+            raise ValueError(f"{self.epochs} epochs do not divide into {self.cycles} cycles")
+
     def __str__(self) -> str:
         """Every field on a line, the same in every process: a function is told by its name."""
         return "\n".join(f"{field.name} = {_text(getattr(self, field.name))}" for field in fields(self))
