@@ -69,6 +69,11 @@ def test_the_loss_curve_is_that_of_one_process(script, results):
         assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+def test_a_run_of_two_processes_goes_on_bit_for_bit(results):
+    for (_, weights, _), resumed in zip(results("training"), results("resumed"), strict=True):
+        assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
 def test_alexnet_on_two_processes_is_the_grouped_one(script, results):
     logits, gradients = script["results_of_alexnet"](script["grouped_alexnet"]())
     halves = results("alexnet")

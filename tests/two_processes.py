@@ -70,6 +70,15 @@ def results_of_training():
     return torch.tensor(rows, dtype=torch.float64), trainer.model.state_dict(), trainer.predictor().state_dict()
 
 
+def resumed_training():
+    """The weights of a run that went on from its state after the first of three epochs."""
+    first, second = Trainer(network(), data(), RECIPE), Trainer(network(), data(), RECIPE)
+    first.train_epoch()
+    second.restore(first.state())
+    second.fit()
+    return second.model.state_dict()
+
+
 def grouped_alexnet():
     """AlexNet as on two GPUs with a twelfth of its maps: the layers, their order and their groups are the paper's."""
     torch.manual_seed(5)
@@ -106,6 +115,7 @@ def main(out):
             x, dy = (tensor.split(PARTS)[rank].to(dtype) for tensor in images_for_batch_norm())
             torch.save(results_of_batch_norm(bn, x, dy), out / f"{dtype}-{rank}.pt")
         torch.save(results_of_training(), out / f"training-{rank}.pt")
+        torch.save(resumed_training(), out / f"resumed-{rank}.pt")
         torch.save(results_of_alexnet(model_parallel.split(grouped_alexnet(), rank)), out / f"alexnet-{rank}.pt")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -41,4 +42,4 @@ def snapshot_ensemble(model: nn.Module, states: Iterable[Mapping[str, Tensor]]) 
 def mean_of_probabilities(logits: Iterable[Tensor]) -> Tensor:
     """log(mean(softmax(logits))) over several answers (N, classes) to the same images."""
     each = torch.stack([answer.log_softmax(dim=1) for answer in logits])
-    return each.logsumexp(dim=0) - torch.tensor(len(each)).log()
+    return each.logsumexp(dim=0) - math.log(len(each))

@@ -77,6 +77,8 @@ def split(layers: Iterable[nn.Module], rank: int) -> nn.Sequential:
             classes are even. Layers without parameters work on their own half.
         rank: 0 or 1.
 
+    AlexNet of cnnkern.models is ``[*model.features, model.avgpool, nn.Flatten(), *model.classifier]``.
+
     Given the same images (N, C, H, W), both halves return the same logits (N, classes). Raises ValueError for a layer
     that cannot be halved.
     """

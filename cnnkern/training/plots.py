@@ -44,7 +44,7 @@ class Scale:
 
 
 def panel(title: str, curves: Curves) -> str:
-    """Curves over the epochs with axes and a legend, as the parts of an SVG; values that are not finite are left out."""
+    """Curves over the epochs with axes and a legend, as the parts of an SVG; what is not finite is left out."""
     scale = Scale.of(curves)
     parts = [text(WIDTH / 2, 14, title), text(WIDTH / 2, HEIGHT - 6, "epoch"), *_axes(scale)]
     for position, (name, curve) in enumerate(curves.items()):
