@@ -22,6 +22,7 @@ class _Commands(click.Group):
         "compare": "cnnkern.bench.compare_nets",
         "module": "cnnkern.summary_cli",
         "summary": "cnnkern.summary_cli",
+        "train": "cnnkern.training.cli",
         "tune": "cnnkern.bench.tune",
     }
 
@@ -34,7 +35,7 @@ class _Commands(click.Group):
         try:
             return getattr(importlib.import_module(self.elsewhere[name]), name)
         except ModuleNotFoundError as error:
-            return _missing(name, f"{error}: pip install 'cnnkern[bench]'")
+            return _missing(name, f"{error}: pip install 'cnnkern[{'train' if name == 'train' else 'bench'}]'")
 
 
 def _missing(name: str, fix: str) -> click.Command:

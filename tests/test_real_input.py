@@ -3,6 +3,7 @@
 import copy
 import runpy
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -10,7 +11,9 @@ from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
 import cnnkern
+from cnnkern import models
 from cnnkern.bench import networks
+from cnnkern.training import RECIPES, Trainer, data
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -26,6 +29,25 @@ def test_lenet5_learns_digits():
     example = run_example("train_lenet_digits")
     with cnnkern.use(fallback="raise"):
         assert example["train"]() >= 0.98
+
+
+@pytest.mark.full  # a few minutes
+def test_resnet20_learns_digits():
+    torch.manual_seed(0)
+    model = models.create("resnet20", num_classes=10, in_channels=1)
+    trainer = Trainer(model, data.digits(), RECIPES["digits"])
+    with cnnkern.use(fallback="raise"):
+        trainer.fit()
+        assert trainer.test()[1] >= 0.985
+
+
+def test_example_degradation(tmp_path):
+    example = run_example("degradation")
+    runs = example["histories"](epochs=2, networks=("plain20", "resnet20"))
+    assert [len(history) for history in runs.values()] == [2, 2]
+    example["plot"](runs, tmp_path / "degradation.svg")
+    drawn = ElementTree.parse(tmp_path / "degradation.svg")
+    assert len(drawn.findall(".//{*}polyline")) == 4
 
 
 def test_example_convert_resnet50(capsys):
