@@ -12,7 +12,7 @@ from cnnkern.bench import report
 from cnnkern.bench.cli import lines_shown, new_console, new_table, threads_option, warn_if_busy
 from cnnkern.bench.complexity import Comparison
 from cnnkern.bench.complexity import compare as compare_nets
-from cnnkern.summary_cli import users_models
+from cnnkern.summary.commands import users_models
 
 
 @click.command()

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 
 import cnnkern
-from cnnkern import nets
 from cnnkern.bench import report
 from cnnkern.bench.chart import Chart, Dot, save
 from cnnkern.bench.record import describe_machine, describe_versions, now
-from cnnkern.nets import Net
+from cnnkern.summary import nets
+from cnnkern.summary.nets import Net
 
 FORWARDS = 5  # timed, after one that is not
 AREA = 28  # pixels of a dot for a million parameters

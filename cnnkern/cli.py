@@ -20,8 +20,8 @@ class _Commands(click.Group):
     elsewhere: ClassVar = {
         "bench": "cnnkern.bench.cli",
         "compare": "cnnkern.bench.compare_nets",
-        "module": "cnnkern.summary_cli",
-        "summary": "cnnkern.summary_cli",
+        "module": "cnnkern.summary.commands",
+        "summary": "cnnkern.summary.commands",
         "train": "cnnkern.training.cli",
         "tune": "cnnkern.bench.tune",
     }

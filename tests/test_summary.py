@@ -8,10 +8,10 @@ from click.testing import CliRunner
 from torch import nn
 
 import cnnkern
-from cnnkern import lecture_examples, lecture_notes
 from cnnkern.bench import networks
 from cnnkern.cli import main
-from cnnkern.walk import Total
+from cnnkern.summary import examples, notes
+from cnnkern.summary.walk import Total
 
 
 @cache
@@ -207,9 +207,9 @@ def test_resnets_as_published(name, monkeypatch):
     ],
 )
 def test_notes_say_what_follows(name, input, sentences):
-    notes = " ".join(lecture_notes.notes_on(name, summary_of(name, input)))
+    told = " ".join(notes.notes_on(name, summary_of(name, input)))
     for sentence in sentences:
-        assert sentence in notes
+        assert sentence in told
 
 
 @pytest.mark.parametrize(
@@ -230,14 +230,14 @@ def test_vgg16_slips_leave_out_conv3_3(printed, chosen):
 
 
 def test_inception_naive():
-    (found,) = lecture_examples.inception(naive=True).forms
+    (found,) = examples.inception(naive=True).forms
     terms = [round(layer.flops / 1e6, 1) for layer in layers(found, "conv")]
     assert terms == [25.7, 346.8, 481.7]
     assert round(found.total("conv").flops / 1e6) == 854
 
 
 def test_inception_reduced_and_the_slip():
-    example = lecture_examples.inception()
+    example = examples.inception()
     (found,) = example.forms
     terms = sorted(round(layer.flops / 1e6, 1) for layer in layers(found, "conv"))
     assert terms == [12.8, 12.8, 12.8, 25.7, 86.7, 120.4]
@@ -248,16 +248,16 @@ def test_inception_reduced_and_the_slip():
 
 @pytest.mark.parametrize(("naive", "output"), [(True, 672), (False, 480)])
 def test_inception_output(naive, output):
-    assert f"output 28x28x{output}" in lecture_examples.inception(naive=naive).facts
+    assert f"output 28x28x{output}" in examples.inception(naive=naive).facts
 
 
 def test_bottleneck():
-    assert [form.parameters for form in lecture_examples.bottleneck().forms] == [819_200, 208_896]
+    assert [form.parameters for form in examples.bottleneck().forms] == [819_200, 208_896]
 
 
 @pytest.mark.parametrize(("maps", "filters", "kernel"), [(512, 512, 3), (32, 64, 3), (7, 11, 5)])
 def test_separable(maps, filters, kernel):
-    full, parts = lecture_examples.separable((maps, 14, 14), filters, kernel).forms
+    full, parts = examples.separable((maps, 14, 14), filters, kernel).forms
     assert full.total().flops == kernel**2 * maps * 14**2 * filters
     assert parts.total().flops == kernel**2 * maps * 14**2 + maps * filters * 14**2
     assert parts.total().flops / full.total().flops == pytest.approx(1 / filters + 1 / kernel**2)
@@ -265,13 +265,13 @@ def test_separable(maps, filters, kernel):
 
 @pytest.mark.parametrize(("count", "small", "large"), [(3, 27, 49), (2, 18, 25)])
 def test_stack_sees_as_much_for_fewer_weights(count, small, large):
-    forms = lecture_examples.stack((64, 56, 56), count).forms
+    forms = examples.stack((64, 56, 56), count).forms
     assert [form.parameters for form in forms] == [small * 64**2, large * 64**2]
     assert {form.layers[-1].field.size for form in forms} == {(2 * count + 1,) * 2}
 
 
 def test_stage_costs_36hwc2():
-    assert [form.total().flops for form in lecture_examples.stage((64, 224, 224)).forms] == [36 * 224 * 224 * 32**2] * 2
+    assert [form.total().flops for form in examples.stage((64, 224, 224)).forms] == [36 * 224 * 224 * 32**2] * 2
 
 
 @pytest.mark.parametrize(
@@ -312,7 +312,7 @@ def test_summary_command():
     assert "a batch of 2" in result.output
 
 
-@pytest.mark.parametrize("name", lecture_examples.EXAMPLES)
+@pytest.mark.parametrize("name", examples.EXAMPLES)
 def test_module_command(name):
     required = {"conv": ("--input", "3x227x227", "--filters", "96", "--kernel", "11", "--stride", "4")}
     result = run("module", name, *required.get(name, ()))
@@ -357,4 +357,4 @@ def test_by_name_at_the_lectures_size():
     assert [in_lecture_form(layer) for layer in found.layers] == table_of(ALEXNET)
     assert any("145 Mflop in conv4" in note for note in found.notes)
     assert not cnnkern.summary("alexnet", (3, 224, 224)).notes
-    assert len(cnnkern.summary("vgg16", biases=False).notes) == len(lecture_notes.NOTES["vgg16"])
+    assert len(cnnkern.summary("vgg16", biases=False).notes) == len(notes.NOTES["vgg16"])

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 import cnnkern
-from cnnkern.lecture_examples import EXAMPLES, Example
+from cnnkern.summary.examples import EXAMPLES, Example
 
 
 class Numbers(click.ParamType):

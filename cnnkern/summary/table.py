@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cnnkern.walk import BYTES, Layer
+from cnnkern.summary.walk import BYTES, Layer
 
 if TYPE_CHECKING:
     from cnnkern.summary import Summary, Total

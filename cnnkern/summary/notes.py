@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
-from cnnkern.walk import BYTES, Total
+from cnnkern.summary.walk import BYTES, Total
 
 if TYPE_CHECKING:
     from cnnkern.summary import Summary

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from cnnkern.receptive_field import Field, Window, widest
+from cnnkern.summary.receptive_field import Field, Window, widest
 
 aten, own = torch.ops.aten, torch.ops.cnnkern
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from cnnkern.summary import Summary, summary
+from cnnkern.summary.record import Summary, summary
 
 Size = tuple[int, ...]  # C, H, W; or other numbers that are written together
 

@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from cnnkern import dispatch
-from cnnkern.operators import Call, Reading, field_behind, read
-from cnnkern.receptive_field import Field, Window
+from cnnkern.summary.operators import Call, Reading, field_behind, read
+from cnnkern.summary.receptive_field import Field, Window
 
 BYTES = 4  # of a value, in the lectures' tables
 NUMBERED = ("conv", "fc")

@@ -9,7 +9,7 @@ from torch import nn
 
 import cnnkern
 from cnnkern.bench import networks
-from cnnkern.lecture_examples import Branches
+from cnnkern.summary.examples import Branches
 
 
 def built(name):

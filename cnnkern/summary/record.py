@@ -1,4 +1,4 @@
-"""cnnkern.summary: the lectures' table of a model's layers: memory, parameters, multiply-adds, receptive fields."""
+"""The function :func:`summary`, and the record that it gives."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from cnnkern import layer_table, lecture_notes, nets
-from cnnkern.walk import Layer, Total, walk
+from cnnkern.summary import nets, notes, table
+from cnnkern.summary.walk import Layer, Total, walk
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Summary:
         return Total.of(layer for layer in self.layers if (layer.kind in kinds if kinds else layer.kind != "flatten"))
 
     def __str__(self) -> str:
-        return layer_table.text(self)
+        return table.text(self)
 
     __repr__ = __str__
 
@@ -53,7 +53,7 @@ def summary(
       place gives none of its own, nor do concatenation and sums.
     - parameters: those that the layer is the first to read, so shared ones count once.
     - multiply-adds: of convolutions and matrix products without biases, and one for each value in a window of a pool.
-    - the receptive field in pixels of the input, padding included; see :mod:`cnnkern.receptive_field`. None where
+    - the receptive field in pixels of the input, padding included; see :mod:`cnnkern.summary.receptive_field`. None where
       branches of different stride meet, behind a transposed convolution, and behind a fully connected layer.
 
     Args:
@@ -70,10 +70,10 @@ def summary(
     if not isinstance(model, str):
         return _summary(type(model).__name__, model, tuple(input or nets.IMAGE), batch, biases, all_layers)
     net = nets.find(model)
-    usual = lecture_notes.INPUTS.get(model, net.input)
+    usual = notes.INPUTS.get(model, net.input)
     found = _summary(model, net.build("meta"), tuple(input or usual), batch, biases, all_layers)
-    notes = lecture_notes.notes_on(model, found) if found.input == usual else ()
-    return replace(found, notes=(*found.notes, *notes))
+    slips = notes.notes_on(model, found) if found.input == usual else ()
+    return replace(found, notes=(*found.notes, *slips))
 
 
 def _summary(
