@@ -105,7 +105,7 @@ template <class T> struct FilterRow {
 };
 
 template <class T, int RT, int S>
-void add_row(const FilterRow<T>& row) {
+__attribute__((noinline)) void add_row(const FilterRow<T>& row) {
   using V = Vec<acc_t<T>>;
   // Outputs whose S taps all lie inside the image.
   const int64_t reach = (S - 1) * row.dilation;

@@ -33,6 +33,7 @@ namespace {
 
 constexpr int kFilter = 3;  // of the square kernels
 constexpr int kTaps = kFilter * kFilter;
+constexpr int kLeastGroup = 4;
 constexpr int64_t kBlockBytes = 24 * 1024;  // of x and dy that wgrad keeps in L1
 
 template <class T> int64_t vectors_of(int64_t maps) { return (maps + kLanes<T> - 1) / kLanes<T>; }
@@ -77,6 +78,16 @@ std::pair<const T*, int64_t> spread_pixels(const T* source, int64_t pixels, int6
   return {copy, spread};
 }
 
+// Calls body with how the lanes get the maps of their groups. A group has kLeastGroup maps at least: no vector of so few
+// lanes, or fewer, spans two.
+template <class T, class Body>
+void with_values(int64_t group, const Body& body) {
+  if constexpr (kLanes<T> > kLeastGroup) {
+    if (group < kLanes<T>) return body.template operator()<Values::permuted>();
+  }
+  body.template operator()<Values::broadcast>();
+}
+
 template <class T, bool kTransposed, Values kValues>
 void run_values(const Sweep<T, T>& sweep, int64_t stride) {
   if (stride == 1) return run_sweep<kFilter, 1, kTransposed, kValues>(sweep);
@@ -97,8 +108,7 @@ void run_square(const ConvProblem& problem, const Operands& operands) {
   sweep.w = packed;
   std::tie(sweep.in, sweep.in_stride) = spread_pixels(sweep.in, sweep.n * sweep.rows.in * sweep.columns.in, sweep.maps,
                                                       sweep.in_stride, Scratch::columns);
-  if (sweep.group >= kLanes<T>) return run_values<T, kTransposed, Values::broadcast>(sweep, problem.stride_w);
-  run_values<T, kTransposed, Values::permuted>(sweep, problem.stride_w);
+  with_values<T>(sweep.group, [&]<Values kValues>() { run_values<T, kTransposed, kValues>(sweep, problem.stride_w); });
 }
 
 // What one filter row f contributes to dw from a block of output rows, for one vector of k.
@@ -198,10 +208,10 @@ void run_wgrad(const ConvProblem& problem, const Operands& operands) {
   const int64_t vector_elements = kTaps * group * kLanes<T>;
   const int64_t elements = split.vectors * vector_elements + maps;  // and dbias behind
   A* sums = zeroed_sums<A>(split, elements);
-  const bool wide = group >= kLanes<T>;
-  const auto add = problem.stride_w == 1
-                       ? (wide ? add_rows<T, 1, Values::broadcast> : add_rows<T, 1, Values::permuted>)
-                       : (wide ? add_rows<T, 2, Values::broadcast> : add_rows<T, 2, Values::permuted>);
+  void (*add)(const FilterRow<T>&, int64_t, int64_t, A*) = nullptr;
+  with_values<T>(group, [&]<Values kValues>() {
+    add = problem.stride_w == 1 ? add_rows<T, 1, kValues> : add_rows<T, 2, kValues>;
+  });
   // So many rows at a time that one vector's share of them stays in L1 for all d.
   const int64_t block_rows = std::max<int64_t>(1, kBlockBytes / ((problem.w + q_count) * kVectorBytes));
   split.run([&, x = x, x_stride = x_stride, dy = dy, dy_stride = dy_stride](
@@ -222,7 +232,7 @@ void run_wgrad(const ConvProblem& problem, const Operands& operands) {
         }
         for (int64_t v = vector_begin; v < vector_end; ++v) {
           const int64_t k = vector_start<A>(v, maps);
-          add(row, wide ? k / group * group : k, k, own + v * vector_elements + f * kFilter * group * kLanes<T>);
+          add(row, group < kLanes<T> ? k : k / group * group, k, own + v * vector_elements + f * kFilter * group * kLanes<T>);
         }
       }
       for (int64_t i = begin; operands.dbias && i < end; ++i)
@@ -395,7 +405,7 @@ template <class T> std::string why_not_square(const ConvProblem& problem) {
   const int64_t group = problem.c_per_group();
   if (problem.groups < 2) return "needs more than one group";
   if (problem.k_per_group() != group) return "needs groups of as many output as input maps";
-  if (group % 4 || (group % kLanes<T> && kLanes<T> % group))
+  if (group % kLeastGroup || (group % kLanes<T> && kLanes<T> % group))
     return "needs 4, 8, 16 or a multiple of " + std::to_string(kLanes<T>) + " maps a group";
   return why_not_swept(problem, kFilter, kLanes<T>);
 }
