@@ -232,7 +232,8 @@ void run_wgrad(const ConvProblem& problem, const Operands& operands) {
         }
         for (int64_t v = vector_begin; v < vector_end; ++v) {
           const int64_t k = vector_start<A>(v, maps);
-          add(row, group < kLanes<T> ? k : k / group * group, k, own + v * vector_elements + f * kFilter * group * kLanes<T>);
+          add(row, group < kLanes<T> ? k : k / group * group, k,
+              own + v * vector_elements + f * kFilter * group * kLanes<T>);
         }
       }
       for (int64_t i = begin; operands.dbias && i < end; ++i)
