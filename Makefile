@@ -26,6 +26,7 @@ results: export CNNKERN_TUNED := 0
 results: $(BUILT)
 	$(CNNKERN) bench --suite targets --budget 500 --out $(RESULTS)
 	$(CNNKERN) bench models --out $(RESULTS)
+	$(CNNKERN) bench fused --out $(RESULTS)
 	$(CNNKERN) bench overhead --out $(RESULTS)
 	$(CNNKERN) bench report $(RESULTS) --readme README.md
 
