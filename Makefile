@@ -27,6 +27,7 @@ results: export CNNKERN_TUNED := 0
 results: $(BUILT)
 	$(CNNKERN) bench --suite targets --budget 500 --out $(RESULTS)
 	$(CNNKERN) bench models --out $(RESULTS)
+	$(CNNKERN) bench fused --out $(RESULTS)
 	$(CNNKERN) bench overhead --out $(RESULTS)
 	$(CNNKERN) bench report $(RESULTS) --readme README.md
 
@@ -67,7 +68,7 @@ build: $(READY)
 lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(dir $(PYTHON))clang-format --dry-run --Werror $(filter %.cpp %.cu %.h, $(SOURCES))
+	$(dir $(PYTHON))clang-format --dry-run --Werror $(filter %.cpp %.cu %.h, $(SOURCES)) $(wildcard tests/cpp/*.cpp tests/cpp/*.h tests/simt/*.cpp tests/simt/*.h tests/simt/primitives/*.h)
 
 # The table of csrc/cuda/README.md.
 resources: $(BUILT_CUDA)

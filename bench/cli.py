@@ -19,6 +19,7 @@ from rich.table import Table
 
 from cnnkern.backends import why_no_gpu
 from cnnkern.bench import compare as comparing
+from cnnkern.bench import fused as fused_layers
 from cnnkern.bench import models as whole_models
 from cnnkern.bench import networks, report, run, suites, summary
 from cnnkern.bench import overhead as small_calls
@@ -127,6 +128,19 @@ def models(
     with rows_shown(len(names) * len(batches) * len(against)) as show:
         whole_models.measure(record, names, batches, against, budget, show, where)
     finish(record, "models", out)
+
+
+@bench.command()
+@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), default=fused_layers.BATCHES)
+@threads_option
+@budget_option(30)
+@out_option
+def fused(batches: Sequence[int], threads: int | None, budget: float, out: Path) -> None:
+    """The fused depthwise-separable layers against two convolutions each."""
+    record = new_record(threads)
+    with rows_shown(2 * len(batches) * len(fused_layers.pairs())) as show:
+        fused_layers.measure(record, batches, budget, show)
+    finish(record, "fused", out)
 
 
 @bench.command()

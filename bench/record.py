@@ -75,7 +75,7 @@ class Row:
 
 @dataclass(frozen=True)
 class WholeRow:
-    """A measurement that is not of a layer: a whole model, or the overhead of one call."""
+    """A measurement that is not of one convolution: a whole model, a fused layer, or the overhead of one call."""
 
     name: str
     setting: str
@@ -99,6 +99,7 @@ class Record:
     command: str
     rows: list[Row] = field(default_factory=list)
     models: list[WholeRow] = field(default_factory=list)
+    fused: list[WholeRow] = field(default_factory=list)
     overhead: list[WholeRow] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     ceilings: Ceilings | None = None
@@ -115,7 +116,7 @@ class Record:
     @property
     def everything(self) -> list[Row | WholeRow]:
         """All rows of all kinds."""
-        return [*self.rows, *self.models, *self.overhead]
+        return [*self.rows, *self.models, *self.fused, *self.overhead]
 
     def save(self, path: Path) -> None:
         """Writes the JSON file, and its directory if there is none."""
@@ -133,6 +134,7 @@ class Record:
                 **data,
                 "rows": [Row.load(row) for row in data["rows"]],
                 "models": [WholeRow.load(row) for row in data["models"]],
+                "fused": [WholeRow.load(row) for row in data.get("fused", [])],
                 "overhead": [WholeRow.load(row) for row in data["overhead"]],
                 "ceilings": Ceilings.load(data["ceilings"]) if data["ceilings"] else None,
             }

@@ -1,6 +1,7 @@
 """Reports made from records: HTML that stands alone, Markdown, CSV, and the block of measured results in README.md.
 
-A directory of results holds up to three records, layers.json, models.json and overhead.json, and one report of them.
+A directory of results holds up to four records, layers.json, models.json, fused.json and overhead.json, and
+one report of them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jinja2
 from cnnkern.bench import plots, summary
 from cnnkern.bench.record import Record, Row
 
-KINDS = ("layers", "models", "overhead")
+KINDS = ("layers", "models", "fused", "overhead")
 BEGIN, END = "<!-- measured results: begin -->", "<!-- measured results: end -->"
 
 UNITS = (("us", 1e-6), ("ms", 1e-3), ("s", 1.0))
@@ -53,6 +54,7 @@ def merge(records: Sequence[Record]) -> Record:
         first,
         rows=[row for record in records for row in record.rows],
         models=[row for record in records for row in record.models],
+        fused=[row for record in records for row in record.fused],
         overhead=[row for record in records for row in record.overhead],
         missing={problem: reason for record in records for problem, reason in record.missing.items()},
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cnnkern.bench import compare, report, roofline, run, shapes, suites, summary, verify
+from cnnkern.bench import compare, fused, report, roofline, run, shapes, suites, summary, verify
 from cnnkern.bench.cli import bench
 from cnnkern.bench.operands import draw, own_call
 from cnnkern.bench.peers import vendor_call, vendor_calls
@@ -456,10 +456,12 @@ def test_command_refuses_what_is_neither_suite_nor_problem():
     assert "is none of default, targets" in CliRunner().invoke(bench, ["--suite", "lenet"]).output
 
 
-def test_overhead_and_models(tmp_path):
-    for command in (["overhead"], ["models", "--model", "squeezenet1_0", "--batch", "1"]):
+def test_overhead_fused_layers_and_models(tmp_path):
+    for command in (["overhead"], ["fused", "--batch", "1"], ["models", "--model", "squeezenet1_0", "--batch", "1"]):
         result = CliRunner().invoke(bench, [*command, "--budget", "0", "--out", str(tmp_path)])
         assert result.exit_code == 0, result.output
     record = report.load(tmp_path)
     assert [line.setting for line in record.overhead] == ["forward", "forward and backward"]
+    assert len(record.fused) == 2 * len(fused.pairs())
+    assert not [line.fault for line in record.fused if line.fault]
     assert [line.setting for line in record.models] == ["forward, f32, batch 1"]

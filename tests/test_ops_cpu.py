@@ -305,15 +305,21 @@ def test_an_error_of_the_chooser_comes_out_and_is_not_kept() -> None:
 
 @all_dtypes
 @all_layouts
-@pytest.mark.parametrize(("c", "stride"), [(32, (2, 2)), (6, (2, 1))], ids=["fused", "as two convolutions"])
-def test_depthwise_separable(dtype: str, layout: Layout, c: int, stride: tuple[int, int]) -> None:
-    x = layout(random(2, c, 9, 8, dtype=dtype))
+@pytest.mark.parametrize(
+    ("c", "h", "stride", "fused"),
+    [(32, 19, (2, 2), True), (32, 9, (2, 2), False), (6, 19, (2, 1), False)],
+    ids=["fused", "faster as two convolutions", "as two convolutions"],
+)
+def test_depthwise_separable(dtype: str, layout: Layout, c: int, h: int, stride: tuple[int, int], fused: bool) -> None:
+    x = layout(random(3, c, h, h - 1, dtype=dtype))
     dw, pw = random(c, 1, 3, 3, dtype=dtype) / 3, random(5, c, 1, 1, dtype=dtype) / c**0.5
     scale, shift, pw_shift = random(c), random(c, dtype=dtype), random(5, dtype=dtype)
     scale = scale.double() if dtype == "f64" else scale
+    _C.clear_memo()
     y = ops.DEPTHWISE_SEPARABLE(
         x, dw, scale, shift, "relu6", 0.0, pw, None, pw_shift, "none", 0.0, (*stride, *SAME[2:-1], c), 0, None
     )
+    assert (_C.memo() == {}) == fused  # two convolutions have each been chosen a kernel
     middle = F.conv2d(x.double(), dw.double(), None, stride, 1, groups=c)
     middle = F.relu6(middle * scale.double().view(-1, 1, 1) + shift.double().view(-1, 1, 1))
     expected = F.conv2d(middle, pw.double(), pw_shift.double())

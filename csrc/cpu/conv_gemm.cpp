@@ -18,9 +18,9 @@ struct GemmCut {
 
 // Register tiles, rows x vectors: as many accumulators as leave room for a row of weights and one value of x.
 #if defined(__AVX512F__) || defined(__aarch64__)
-constexpr TileShape kShapes[] = {{6, 4}, {7, 3}, {14, 2}};
+constexpr TileShape kShapes[] = {{kWideTileRows, kWideTileVectors}, {7, 3}, {14, 2}};
 #else
-constexpr TileShape kShapes[] = {{6, 2}, {4, 3}};
+constexpr TileShape kShapes[] = {{kWideTileRows, kWideTileVectors}, {4, 3}};
 #endif
 constexpr int kMaxRows = kShapes[std::size(kShapes) - 1].rows > 6 ? kShapes[std::size(kShapes) - 1].rows : 6;
 constexpr int kMaxVectors = 4;
@@ -30,8 +30,6 @@ constexpr bool has_tile(int rows, int vectors) {
     if (rows <= shape.rows && vectors <= shape.vectors) return true;
   return false;
 }
-
-template <class In, class Out> using TileFunction = void (*)(const Tile<In, Out>&, const EpilogueArgs<Out>&);
 
 template <class In, class Out, int kIndex> constexpr TileFunction<In, Out> tile_function() {
   constexpr int kRows = kIndex / kMaxVectors + 1, kVectors = kIndex % kMaxVectors + 1;
@@ -405,13 +403,20 @@ template <class In, class Out> void Gemm<In, Out>::run(std::span<const Lattice> 
   }
 }
 
+template <class In, class Out> TileFunction<In, Out> register_tile(int rows, int vectors) {
+  return kTiles<In, Out>(rows, vectors);
+}
+
+#define CNNKERN_INSTANTIATE(In, Out) \
+  template struct Gemm<In, Out>;     \
+  template TileFunction<In, Out> register_tile<In, Out>(int rows, int vectors);
 #if defined(__AVX512BF16__)
-template struct Gemm<bf16, bf16>;
+CNNKERN_INSTANTIATE(bf16, bf16)
 #else
-template struct Gemm<float, float>;
-template struct Gemm<double, double>;
-template struct Gemm<float, bf16>;
-template struct Gemm<float, f16>;
+CNNKERN_INSTANTIATE(float, float)
+CNNKERN_INSTANTIATE(double, double)
+CNNKERN_INSTANTIATE(float, bf16)
+CNNKERN_INSTANTIATE(float, f16)
 #endif
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA

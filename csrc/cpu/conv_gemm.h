@@ -19,6 +19,12 @@
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 
+template <class In, class Out> using TileFunction = void (*)(const Tile<In, Out>&, const EpilogueArgs<Out>&);
+
+// The register tile of so many rows and vectors: 1 x 1 to kWideTileRows x kWideTileVectors.
+constexpr int kWideTileRows = 6, kWideTileVectors = kRegisters >= 32 ? 4 : 2;
+template <class In, class Out> TileFunction<In, Out> register_tile(int rows, int vectors);
+
 struct Tap {
   int64_t h, w;    // input pixel that it reads, relative to point * in_step
   int64_t offset;  // its first row in the packed panel

@@ -33,7 +33,7 @@ void run_sweep_any(const Sweep<T, T>& sweep) {
   };
   const int64_t vectors = (sweep.maps + kLanes<T> - 1) / kLanes<T>;
   const int64_t work = sweep.columns.out * sweep.rows.taps * sweep.columns.taps * kLanes<T>;
-  for_each_row(sweep.n * sweep.rows.out, vectors, 1, work, [&](const Part& part) {
+  for_each_row(sweep.n * sweep.rows.out, vectors, work, [&](const Part& part) {
     Line* lines = scratch<Line>(Scratch::local, sweep.rows.taps * sweep.columns.taps);
     const int64_t image = part.row / sweep.rows.out;
     for (int64_t column = 0; column < sweep.columns.out; ++column) {
@@ -74,8 +74,8 @@ template <class T, int S, bool kTransposed>
 void run_square(const ConvProblem& problem, const Operands& operands) {
   Sweep<T, T> sweep = make_sweep<T, T>(problem, operands);
   sweep.w = pack_depthwise(static_cast<const T*>(operands.w), problem.c, S * S, Scratch::packed);
-  if (problem.stride_w == 1) return run_sweep<S, 1, kTransposed, Values::each>(sweep);
-  run_sweep<S, 2, kTransposed, Values::each>(sweep);
+  if (problem.stride_w == 1) return run_sweep<S, 1, kTransposed>(sweep);
+  run_sweep<S, 2, kTransposed>(sweep);
 }
 
 template <class T>
@@ -105,7 +105,7 @@ template <class T> struct FilterRow {
 };
 
 template <class T, int RT, int S>
-void add_row(const FilterRow<T>& row) {
+__attribute__((noinline)) void add_row(const FilterRow<T>& row) {
   using V = Vec<acc_t<T>>;
   // Outputs whose S taps all lie inside the image.
   const int64_t reach = (S - 1) * row.dilation;

@@ -2,8 +2,7 @@
 //
 // dgrad differs from fprop only in which tap joins which pixels, so at stride 2 it needs no zero-filled copy of dy.
 // A band of kTileRows output rows of an image and a block of maps belong to one thread, which runs it in tiles of 7
-// pixels (microkernels/group_tile.h); tiles off the border have no branch. Blocks are the outer loop: a block's weights
-// stay in L2 while the bands go by.
+// pixels (microkernels/group_tile.h); tiles off the border have no branch.
 #pragma once
 
 #include <algorithm>
@@ -78,14 +77,13 @@ struct Part {
 
 constexpr int64_t kThreadWork = 400'000;  // multiply-adds of a thread, so that they outweigh its start
 
-// Splits rows x units (of maps) over the threads, `work` multiply-adds for each row of each unit. Blocks of units are
-// the outer loop: at least `min_blocks`, and more only where there are fewer rows than threads. Else a thread has whole
-// rows, even where they do not come out even: of two cores that write the same pixels each takes the other's cache lines
-// away, which made 19 bands of 37 pixels of 728 maps 2.5 times slower.
+// Splits rows x units (of maps) over the threads, `work` multiply-adds for each row of each unit. Units are divided,
+// into blocks, only where there are fewer rows than threads. Else a thread has whole rows, even where they do not come
+// out even: of two cores that write the same pixels each takes the other's cache lines away, which made 19 bands of 37
+// pixels of 728 maps 2.5 times slower.
 template <class Body>
-void for_each_row(int64_t rows, int64_t units, int64_t min_blocks, int64_t work, const Body& body) {
-  const int64_t wanted = std::max(min_blocks, thread_count() / std::max<int64_t>(rows, 1));
-  const int64_t blocks = std::clamp<int64_t>(wanted, 1, units);
+void for_each_row(int64_t rows, int64_t units, int64_t work, const Body& body) {
+  const int64_t blocks = std::clamp<int64_t>(thread_count() / std::max<int64_t>(rows, 1), 1, units);
   const int64_t grain = std::max<int64_t>(kThreadWork * blocks / std::max<int64_t>(work * units, 1), 1);
   parallel_for(blocks * rows, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -143,7 +141,15 @@ template <int S, class In, class Out> constexpr int64_t sweep_vector_elements(co
   return S * S * sweep.group * kLanes<Out>;
 }
 
+template <class In, class Out> int64_t bands_of(const Sweep<In, Out>& sweep) {
+  return (sweep.rows.out + kTileRows - 1) / kTileRows;
+}
+
 // Of x and y together.
+template <class In, class Out> int64_t sweep_bytes(const Sweep<In, Out>& sweep) {
+  const int64_t pixels = sweep.n * (sweep.rows.in * sweep.columns.in + sweep.rows.out * sweep.columns.out);
+  return pixels * sweep.maps * static_cast<int64_t>(sizeof(Out));
+}
 constexpr int64_t kFarInBytes = 4 << 20;    // more than this and the next band of rows comes from memory
 constexpr int64_t kFarOutBytes = 32 << 20;  // more than this and no cache keeps y for the next layer
 
@@ -183,19 +189,14 @@ void run_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row, int64_t v
   if (tile.far_out) finish_streams();
 }
 
-// A square S x S filter at stride U on both axes, dilation 1; at least one vector of maps.
-template <int S, int U, bool kTransposed, Values kValues, class In, class Out>
+// A depthwise S x S filter at stride U on both axes, dilation 1; at least one vector of maps.
+template <int S, int U, bool kTransposed, class In, class Out>
 void run_sweep(const Sweep<In, Out>& sweep) {
-  constexpr int64_t kLane = kLanes<Out>, kElement = sizeof(acc_t<Out>);
-  constexpr int64_t kBlockBytes = 128 * 1024;  // of packed weights
-  const int64_t bands = (sweep.rows.out + kTileRows - 1) / kTileRows, vectors = (sweep.maps + kLane - 1) / kLane;
-  const int64_t blocks = vectors * sweep_vector_elements<S>(sweep) * kElement / kBlockBytes;
-  const int64_t pixels = sweep.n * (sweep.rows.in * sweep.columns.in + sweep.rows.out * sweep.columns.out);
-  const int64_t bytes = pixels * sweep.maps * static_cast<int64_t>(sizeof(Out));
+  const int64_t bands = bands_of(sweep), vectors = (sweep.maps + kLanes<Out> - 1) / kLanes<Out>;
   const int64_t work = kTileRows * sweep.columns.out * sweep_vector_elements<S>(sweep) / (kTransposed ? U * U : 1);
-  for_each_row(sweep.n * bands, vectors, blocks, work, [&](const Part& part) {
-    run_band<S, U, kTransposed, kValues>(sweep, part.row / bands, part.row % bands * kTileRows, part.block_begin,
-                                         part.block_end, bytes);
+  for_each_row(sweep.n * bands, vectors, work, [&](const Part& part) {
+    run_band<S, U, kTransposed, Values::each>(sweep, part.row / bands, part.row % bands * kTileRows, part.block_begin,
+                                              part.block_end, sweep_bytes(sweep));
   });
 }
 

@@ -11,7 +11,7 @@
 //
 // With few maps a group a vector of k spans several groups, and no broadcast gives its lanes what they need. The idea:
 // load the vector of x with the same maps and permute it inside each group, so that every lane gets map d of its own
-// group and all lanes work (microkernels/group_tile.h; group_sweep.h has who owns what). With a vector of maps a group
+// group and all lanes work (microkernels/group_tile.h; group_blocks.h has who owns what). With a vector of maps a group
 // or more the permute becomes a broadcast. wgrad runs along a row with the sums of S taps and a few d in registers.
 //
 // The `any` kernels take every other combination: unequal sizes of groups, other filters. They gather the lanes.
@@ -19,11 +19,10 @@
 // Bound: FMA units; a 3x3 tile needs 36 permutes and 18 loads for 126 FMAs. Measured for a 3x3 at stride 1 on one Zen 4
 // core (115 GFLOP/s) with 4, 8, 16 and 32 maps a group: 90, 104, 108 and 95 GFLOP/s; at stride 2 75 to 90.
 #include <algorithm>
-#include <tuple>
 #include <utility>
 #include <vector>
 
-#include "group_sweep.h"
+#include "group_blocks.h"
 #include "naming.h"
 #include "packing.h"
 #include "wgrad_split.h"
@@ -31,74 +30,29 @@
 namespace cnnkern::cpu::CNNKERN_ISA {
 namespace {
 
-constexpr int kFilter = 3;  // of the square kernels
-constexpr int kTaps = kFilter * kFilter;
+constexpr int kLeastGroup = 4;
 constexpr int64_t kBlockBytes = 24 * 1024;  // of x and dy that wgrad keeps in L1
-
-template <class T> int64_t vectors_of(int64_t maps) { return (maps + kLanes<T> - 1) / kLanes<T>; }
 
 // --- groups of G input and G output maps, 3x3 -----------------------------------------------------------------------
 
-// w[k][tap][d] -> [vector of k][tap][d][lanes]
-template <class T>
-void pack_fprop(const T* w, int64_t maps, int64_t group, int64_t vector, acc_t<T>* packed) {
-  const T* source = w + vector_start<acc_t<T>>(vector, maps) * kTaps * group;
-  for (int64_t t = 0; t < kTaps; ++t)
-    pack_transposed(source + t * group, kTaps * group, kLanes<T>, group, packed + t * group * kLanes<T>, kLanes<T>);
-}
-
-// w[k][tap][c % G] -> [vector of c][tap][k % G][lanes]
-template <class T>
-void pack_dgrad(const T* w, int64_t maps, int64_t group, int64_t vector, acc_t<T>* packed) {
-  constexpr int kLane = kLanes<T>;
-  const int64_t run = std::min<int64_t>(group, kLane), start = vector_start<acc_t<T>>(vector, maps);
-  for (int64_t l = 0; l < kLane; l += run) {  // lanes whose maps lie in one group
-    const int64_t first = (start + l) / group * group, in_group = (start + l) % group;
-    for (int64_t t = 0; t < kTaps; ++t) {
-      for (int64_t d = 0; d < group; ++d) {
-        const T* source = w + ((first + d) * kTaps + t) * group + in_group;
-        store_n(packed + (t * group + d) * kLane + l, load_n(source, static_cast<int>(run)), static_cast<int>(run));
-      }
-    }
+// Calls body with how the lanes get the maps of their groups. A group has kLeastGroup maps at least: no vector of so
+// few lanes, or fewer, spans two.
+template <class T, class Body>
+void with_values(int64_t group, const Body& body) {
+  if constexpr (kLanes<T> > kLeastGroup) {
+    if (group < kLanes<T>) return body.template operator()<Values::permuted>();
   }
-}
-
-// Pixels 4096 bytes apart all fall into one set of L1, which holds fewer than a tile reads: copies them further apart.
-// The pointer and pixel stride to read are returned.
-template <class T>
-std::pair<const T*, int64_t> spread_pixels(const T* source, int64_t pixels, int64_t maps, int64_t stride,
-                                           Scratch slot) {
-  if (stride * static_cast<int64_t>(sizeof(T)) % 4096) return {source, stride};
-  const int64_t spread = maps + 64 / static_cast<int64_t>(sizeof(T));
-  T* copy = scratch<T>(slot, pixels * spread);
-  parallel_for(pixels, std::max<int64_t>(1, 32768 / maps), [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) std::copy_n(source + i * stride, maps, copy + i * spread);
-  });
-  return {copy, spread};
-}
-
-template <class T, bool kTransposed, Values kValues>
-void run_values(const Sweep<T, T>& sweep, int64_t stride) {
-  if (stride == 1) return run_sweep<kFilter, 1, kTransposed, kValues>(sweep);
-  run_sweep<kFilter, 2, kTransposed, kValues>(sweep);
+  body.template operator()<Values::broadcast>();
 }
 
 template <class T, bool kTransposed>
 void run_square(const ConvProblem& problem, const Operands& operands) {
-  Sweep<T, T> sweep = make_sweep<T, T>(problem, operands);
-  const int64_t vectors = vectors_of<T>(sweep.maps), elements = kTaps * sweep.group * kLanes<T>;
-  acc_t<T>* packed = scratch<acc_t<T>>(Scratch::packed, vectors * elements);
-  parallel_for(vectors, std::max<int64_t>(1, 32768 / elements), [&](int64_t begin, int64_t end) {
-    for (int64_t v = begin; v < end; ++v) {
-      constexpr auto pack = kTransposed ? pack_dgrad<T> : pack_fprop<T>;
-      pack(static_cast<const T*>(operands.w), sweep.maps, sweep.group, v, packed + v * elements);
-    }
+  const Sweep<T, T> sweep = make_sweep<T, T>(problem, operands);
+  const T* w = static_cast<const T*>(operands.w);
+  with_values<T>(sweep.group, [&]<Values kValues>() {
+    if (problem.stride_w == 1) run_blocks<1, kTransposed, kValues>(sweep, w);
+    else run_blocks<2, kTransposed, kValues>(sweep, w);
   });
-  sweep.w = packed;
-  std::tie(sweep.in, sweep.in_stride) = spread_pixels(sweep.in, sweep.n * sweep.rows.in * sweep.columns.in, sweep.maps,
-                                                      sweep.in_stride, Scratch::columns);
-  if (sweep.group >= kLanes<T>) return run_values<T, kTransposed, Values::broadcast>(sweep, problem.stride_w);
-  run_values<T, kTransposed, Values::permuted>(sweep, problem.stride_w);
 }
 
 // What one filter row f contributes to dw from a block of output rows, for one vector of k.
@@ -190,44 +144,56 @@ void run_wgrad(const ConvProblem& problem, const Operands& operands) {
   using A = acc_t<T>;
   const int64_t maps = problem.k, group = problem.c_per_group(), p_count = problem.p(), q_count = problem.q();
   const Axis rows{problem.h, p_count, problem.r, problem.stride_h, problem.pad_top, problem.dilation_h, false};
-  const auto [x, x_stride] = spread_pixels(static_cast<const T*>(operands.x), problem.n * problem.h * problem.w, maps,
-                                           problem.x_stride(), Scratch::columns);
-  const auto [dy, dy_stride] = spread_pixels(static_cast<const T*>(operands.y), problem.n * p_count * q_count, maps,
-                                             problem.y_stride(), Scratch::packed_dy);
+  const Pixels<T> all_x{static_cast<const T*>(operands.x), problem.x_stride()};
+  const Pixels<T> all_dy{static_cast<const T*>(operands.y), problem.y_stride()};
   const WgradSplit split(problem.n * p_count, vectors_of<T>(maps));
   const int64_t vector_elements = kTaps * group * kLanes<T>;
   const int64_t elements = split.vectors * vector_elements + maps;  // and dbias behind
   A* sums = zeroed_sums<A>(split, elements);
-  const bool wide = group >= kLanes<T>;
-  const auto add = problem.stride_w == 1
-                       ? (wide ? add_rows<T, 1, Values::broadcast> : add_rows<T, 1, Values::permuted>)
-                       : (wide ? add_rows<T, 2, Values::broadcast> : add_rows<T, 2, Values::permuted>);
+  void (*add)(const FilterRow<T>&, int64_t, int64_t, A*) = nullptr;
+  with_values<T>(group, [&]<Values kValues>() {
+    add = problem.stride_w == 1 ? add_rows<T, 1, kValues> : add_rows<T, 2, kValues>;
+  });
   // So many rows at a time that one vector's share of them stays in L1 for all d.
   const int64_t block_rows = std::max<int64_t>(1, kBlockBytes / ((problem.w + q_count) * kVectorBytes));
-  split.run([&, x = x, x_stride = x_stride, dy = dy, dy_stride = dy_stride](
-                int64_t chunk, int64_t row_begin, int64_t row_end, int64_t vector_begin, int64_t vector_end) {
-    A* own = sums + chunk * elements;
-    FilterRow<T> row{{}, {}, x_stride, dy_stride, problem.w, q_count, problem.pad_left, group, {}};
+  const auto add_block = [&](const Block<T>& block, int64_t row_begin, int64_t row_end, A* own) {
+    Pixels<T> x = all_x, dy = all_dy;
+    if (x.evict_each_other()) {
+      const int64_t first = row_begin / p_count * problem.h, last = (row_end - 1) / p_count * problem.h;
+      const int64_t line = lines_of(rows, row_begin % p_count, p_count).first;
+      const int64_t line_end = lines_of(rows, 0, (row_end - 1) % p_count + 1).second;
+      x = copy_maps(x, (first + line) * problem.w, (last + line_end) * problem.w, block.map_begin, block.map_end,
+                    Scratch::columns);
+    }
+    if (dy.evict_each_other())
+      dy = copy_maps(dy, row_begin * q_count, row_end * q_count, block.map_begin, block.map_end, Scratch::packed_dy);
+    FilterRow<T> row{{}, {}, x.stride, dy.stride, problem.w, q_count, problem.pad_left, group, {}};
     for (int l = 0; l < kLanes<T>; ++l) row.places[l] = l / group * group;
-    for (int64_t begin = row_begin; begin < row_end; begin += block_rows) {
-      const int64_t end = std::min(begin + block_rows, row_end);
-      for (int64_t f = 0; f < kFilter; ++f) {
-        row.in.clear();
-        row.dy.clear();
-        for (int64_t i = begin; i < end; ++i) {
-          const int64_t source = rows.source(i % p_count, f);
-          if (source < 0) continue;
-          row.in.push_back(x + (i / p_count * problem.h + source) * problem.w * x_stride);
-          row.dy.push_back(dy + i * q_count * dy_stride);
-        }
-        for (int64_t v = vector_begin; v < vector_end; ++v) {
-          const int64_t k = vector_start<A>(v, maps);
-          add(row, wide ? k / group * group : k, k, own + v * vector_elements + f * kFilter * group * kLanes<T>);
-        }
+    for (int64_t f = 0; f < kFilter; ++f) {
+      row.in.clear();
+      row.dy.clear();
+      for (int64_t i = row_begin; i < row_end; ++i) {
+        const int64_t source = rows.source(i % p_count, f);
+        if (source < 0) continue;
+        row.in.push_back(x.data + (i / p_count * problem.h + source) * problem.w * x.stride);
+        row.dy.push_back(dy.data + i * q_count * dy.stride);
       }
-      for (int64_t i = begin; operands.dbias && i < end; ++i)
-        add_bias(dy + i * q_count * dy_stride, dy_stride, q_count, own + split.vectors * vector_elements,
-                 vector_begin * kLanes<T>, std::min(vector_end * kLanes<T>, maps));
+      for (int64_t v = block.begin; v < block.end; ++v) {
+        const int64_t k = vector_start<A>(v, maps);
+        add(row, group < kLanes<T> ? k : k / group * group, k,
+            own + v * vector_elements + f * kFilter * group * kLanes<T>);
+      }
+    }
+    for (int64_t i = row_begin; operands.dbias && i < row_end; ++i)
+      add_bias(dy.data + i * q_count * dy.stride, dy.stride, q_count, own + split.vectors * vector_elements,
+               block.begin * kLanes<T>, std::min(block.end * kLanes<T>, maps));
+  };
+  const int64_t most = all_x.evict_each_other() ? vectors_of_block<T>(group) : split.vectors;
+  split.run([&](int64_t chunk, int64_t row_begin, int64_t row_end, int64_t vector_begin, int64_t vector_end) {
+    for (int64_t v = vector_begin; v < vector_end; v += most) {
+      const Block<T> block(v, std::min(v + most, vector_end), maps, group);
+      for (int64_t begin = row_begin; begin < row_end; begin += block_rows)
+        add_block(block, begin, std::min(begin + block_rows, row_end), sums + chunk * elements);
     }
   });
   parallel_for(split.vectors, std::max<int64_t>(1, 32768 / vector_elements), [&](int64_t begin, int64_t end) {
@@ -293,7 +259,7 @@ void run_any(const ConvProblem& problem, const Operands& operands) {
   sweep.w = pack_any(static_cast<const T*>(operands.w), lanes, taps, transposed);
   const T* zeros = zero_row<T>(in_maps);  // read where a tap falls outside the image
   const int64_t work = sweep.columns.out * taps * lanes.depth * kLane;
-  for_each_row(sweep.n * sweep.rows.out, vectors_of<T>(lanes.out_maps), 1, work, [&](const Part& part) {
+  for_each_row(sweep.n * sweep.rows.out, vectors_of<T>(lanes.out_maps), work, [&](const Part& part) {
     const int64_t image = part.row / sweep.rows.out;
     for (int64_t column = 0; column < sweep.columns.out; column += kAnyPixels) {
       const int count = static_cast<int>(std::min<int64_t>(sweep.columns.out - column, kAnyPixels));
@@ -395,7 +361,7 @@ template <class T> std::string why_not_square(const ConvProblem& problem) {
   const int64_t group = problem.c_per_group();
   if (problem.groups < 2) return "needs more than one group";
   if (problem.k_per_group() != group) return "needs groups of as many output as input maps";
-  if (group % 4 || (group % kLanes<T> && kLanes<T> % group))
+  if (group % kLeastGroup || (group % kLanes<T> && kLanes<T> % group))
     return "needs 4, 8, 16 or a multiple of " + std::to_string(kLanes<T>) + " maps a group";
   return why_not_swept(problem, kFilter, kLanes<T>);
 }

@@ -176,8 +176,9 @@ OwnedTensor depthwise_separable(AtenTensorHandle x_handle, AtenTensorHandle dw_h
   second.epilogue = epilogue_of(pw_epilogue);
 
   const std::string why_not = x.empty() ? "x has no elements" : tools().separable_why_not(first, second);
-  if (!choice.kernel.empty()) require_fused(choice.kernel, first, second, why_not);
-  if (!why_not.empty()) {
+  const bool forced = !choice.kernel.empty();
+  if (forced) require_fused(choice.kernel, first, second, why_not);
+  if (!why_not.empty() || (!forced && *tools().separable_rather_not(first, second))) {
     const OwnedTensor middle = conv_fprop(x_handle, dw_handle, dw_epilogue, {}, geometry, {choice.flags, {}});
     return conv_fprop(middle.get(), pw_handle, pw_epilogue, {}, pointwise, {choice.flags, {}});
   }

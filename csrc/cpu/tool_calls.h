@@ -27,8 +27,8 @@ OwnedTensor avg_pool2d_backward(AtenTensorHandle dy, const std::array<int64_t, 4
                                 bool channels_last);
 OwnedTensor global_avg_pool2d(AtenTensorHandle x);
 
-// act(scale * depthwise(x) + shift), then a 1x1 convolution with an epilogue of its own: fused where that is possible,
-// else as two convolutions. `choice.kernel` names the fused kernel, which then must be able to.
+// act(scale * depthwise(x) + shift), then a 1x1 convolution with an epilogue of its own: fused where that is possible
+// and not slower, else as two convolutions. `choice.kernel` names the fused kernel, which then must be able to.
 OwnedTensor depthwise_separable(AtenTensorHandle x, AtenTensorHandle dw_weight, const EpilogueTensors& dw_epilogue,
                                 AtenTensorHandle pw_weight, const EpilogueTensors& pw_epilogue,
                                 const Geometry& geometry, const Choice& choice);

@@ -18,6 +18,7 @@ void avg_pool2d_backward(const PoolShape& shape, DType dtype, const void* dy, vo
 void global_avg_pool2d(int64_t n, int64_t pixels, int64_t c, DType dtype, const void* x, void* y);
 
 const char* separable_why_not(const ConvProblem& depthwise, const ConvProblem& pointwise);
+const char* separable_rather_not(const ConvProblem& depthwise, const ConvProblem& pointwise);
 void separable(const ConvProblem& depthwise, const ConvProblem& pointwise, const SeparableOperands& operands);
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA

@@ -60,6 +60,8 @@ struct Tools {
   // `depthwise` and `pointwise` are the fprop problems of the two steps, with their epilogues; pointwise is a dense 1x1
   // on depthwise's output. Empty when the pair can be run fused, else a sentence that says why it cannot.
   const char* (*separable_why_not)(const ConvProblem& depthwise, const ConvProblem& pointwise);
+  // Empty, or a sentence that says why the two convolutions one after the other are faster.
+  const char* (*separable_rather_not)(const ConvProblem& depthwise, const ConvProblem& pointwise);
   void (*separable)(const ConvProblem& depthwise, const ConvProblem& pointwise, const SeparableOperands& operands);
 };
 

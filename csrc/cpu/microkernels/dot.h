@@ -59,11 +59,11 @@ __attribute__((noinline)) void dot_tile(const DotTile<In, Out>& tile) {
     for (int i = 0; i < MR; ++i) {
       const auto value = in_register(Step<In>::lanes(x + i * tile.x_row_stride, lanes));
 #pragma GCC unroll 8
-      for (int j = 0; j < NC; ++j) acc[i * NC + j] = Step<In>::fma(acc[i * NC + j], value, weights[j]);
+      for (int j = 0; j < NC; ++j) acc[i * NC + j] = in_register(Step<In>::fma(acc[i * NC + j], value, weights[j]));
     }
   };
-  const int64_t whole = tile.depth / kStep * kStep;
-  const int rest = static_cast<int>(tile.depth - whole) / Step<In>::kDepth;
+  const int rest = static_cast<int>(tile.depth % kStep) / Step<In>::kDepth;  // so that GCC sees that it is no vector
+  const int64_t whole = tile.depth - rest * Step<In>::kDepth;
   for (int64_t t = 0; t < tile.tap_count; ++t) {
     const In* x = tile.x + tile.taps[t].x;
     const In* w = tile.panel + tile.taps[t].panel;

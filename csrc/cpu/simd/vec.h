@@ -103,42 +103,49 @@ CNNKERN_INLINE F64 load(const double* p) { return *reinterpret_cast<const F64*>(
 CNNKERN_INLINE void store(float* p, F32 v) { *reinterpret_cast<F32*>(p) = v; }
 CNNKERN_INLINE void store(double* p, F64 v) { *reinterpret_cast<F64*>(p) = v; }
 
-CNNKERN_INLINE F32 load(const bf16* p) {
-  const U16Half half = *reinterpret_cast<const U16Half*>(p);
-  return reinterpret_cast<F32>(__builtin_convertvector(half, U32) << 16);
-}
-CNNKERN_INLINE void store(bf16* p, F32 v) {
-#if defined(__AVX512BF16__)
-  *reinterpret_cast<U16Half*>(p) = reinterpret_cast<U16Half>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v)));
+// The 16 bits of each element of a storage type, in a vector of half the accumulator's size, and back.
+template <class T> CNNKERN_INLINE F32 widen(U16Half bits) {
+  if constexpr (std::is_same_v<T, bf16>) return reinterpret_cast<F32>(__builtin_convertvector(bits, U32) << 16);
+#if defined(__AVX512F__)
+  return reinterpret_cast<F32>(_mm512_cvtph_ps(reinterpret_cast<__m256i>(bits)));
+#elif defined(__F16C__)
+  return reinterpret_cast<F32>(_mm256_cvtph_ps(reinterpret_cast<__m128i>(bits)));
 #else
+  F32 out;
+  for (int i = 0; i < kLanes<float>; ++i) out[i] = to_acc(f16{bits[i]});
+  return out;
+#endif
+}
+#if defined(__AVX512BF16__)
+CNNKERN_INLINE U16Half round_bf16(F32 v) {
+  return reinterpret_cast<U16Half>(_mm512_cvtneps_pbh(reinterpret_cast<__m512>(v)));
+}
+#else
+CNNKERN_INLINE U16Half round_bf16(F32 v) {
   const U32 bits = reinterpret_cast<U32>(v);
   const U32 rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   const U32 nan = (bits >> 16) | 0x0040;
   const U32 is_nan = reinterpret_cast<U32>(v != v);
-  *reinterpret_cast<U16Half*>(p) = __builtin_convertvector((rounded & ~is_nan) | (nan & is_nan), U16Half);
-#endif
+  return __builtin_convertvector((rounded & ~is_nan) | (nan & is_nan), U16Half);
 }
-
-CNNKERN_INLINE F32 load(const f16* p) {
+#endif
+template <class T> CNNKERN_INLINE U16Half narrow(F32 v) {
+  if constexpr (std::is_same_v<T, bf16>) return round_bf16(v);
 #if defined(__AVX512F__)
-  return reinterpret_cast<F32>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+  return reinterpret_cast<U16Half>(_mm512_cvtps_ph(reinterpret_cast<__m512>(v), 0));
 #elif defined(__F16C__)
-  return reinterpret_cast<F32>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  return reinterpret_cast<U16Half>(_mm256_cvtps_ph(reinterpret_cast<__m256>(v), 0));
 #else
-  F32 out;
-  for (int i = 0; i < kLanes<float>; ++i) out[i] = to_acc(p[i]);
+  U16Half out;
+  for (int i = 0; i < kLanes<float>; ++i) out[i] = from_acc<f16>(v[i]).bits;
   return out;
 #endif
 }
-CNNKERN_INLINE void store(f16* p, F32 v) {
-#if defined(__AVX512F__)
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(reinterpret_cast<__m512>(v), 0));
-#elif defined(__F16C__)
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(reinterpret_cast<__m256>(v), 0));
-#else
-  for (int i = 0; i < kLanes<float>; ++i) p[i] = from_acc<f16>(v[i]);
-#endif
-}
+
+CNNKERN_INLINE F32 load(const bf16* p) { return widen<bf16>(*reinterpret_cast<const U16Half*>(p)); }
+CNNKERN_INLINE F32 load(const f16* p) { return widen<f16>(*reinterpret_cast<const U16Half*>(p)); }
+CNNKERN_INLINE void store(bf16* p, F32 v) { *reinterpret_cast<U16Half*>(p) = narrow<bf16>(v); }
+CNNKERN_INLINE void store(f16* p, F32 v) { *reinterpret_cast<U16Half*>(p) = narrow<f16>(v); }
 
 // --- past the caches ------------------------------------------------------------------------------------------------
 
@@ -170,9 +177,12 @@ CNNKERN_INLINE void finish_streams() {
 
 // --- the first n elements, 0 <= n <= lanes --------------------------------------------------------------------------
 
-#if defined(__AVX2__) && !defined(__AVX512F__)
-// The mask of AVX2's masked moves.
-CNNKERN_INLINE __m256i first_lanes(int n) {
+#if defined(__AVX512F__)
+CNNKERN_INLINE __mmask16 first_lanes(int n) { return static_cast<__mmask16>((1u << n) - 1); }
+#elif defined(__AVX2__)
+// AVX2 masks moves of 4 and 8 bytes; parts of a vector of 16-bit elements go through memory.
+template <class T> CNNKERN_INLINE __m256i first_lanes(int n) {
+  if constexpr (sizeof(T) == 8) return _mm256_cmpgt_epi64(_mm256_set1_epi64x(n), _mm256_setr_epi64x(0, 1, 2, 3));
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 #endif
@@ -180,12 +190,13 @@ CNNKERN_INLINE __m256i first_lanes(int n) {
 template <class T> CNNKERN_INLINE Vec<acc_t<T>> load_n(const T* p, int n) {
   if (n == kLanes<T>) return load(p);
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>)
-    return reinterpret_cast<F32>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p));
-  if constexpr (std::is_same_v<T, double>)
-    return reinterpret_cast<F64>(_mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << n) - 1), p));
+  const __mmask16 first = first_lanes(n);
+  if constexpr (std::is_same_v<T, float>) return reinterpret_cast<F32>(_mm512_maskz_loadu_ps(first, p));
+  else if constexpr (std::is_same_v<T, double>) return reinterpret_cast<F64>(_mm512_maskz_loadu_pd(first, p));
+  else return widen<T>(reinterpret_cast<U16Half>(_mm256_maskz_loadu_epi16(first, p)));
 #elif defined(__AVX2__)
-  if constexpr (std::is_same_v<T, float>) return reinterpret_cast<F32>(_mm256_maskload_ps(p, first_lanes(n)));
+  if constexpr (std::is_same_v<T, float>) return reinterpret_cast<F32>(_mm256_maskload_ps(p, first_lanes<T>(n)));
+  if constexpr (std::is_same_v<T, double>) return reinterpret_cast<F64>(_mm256_maskload_pd(p, first_lanes<T>(n)));
 #endif
   T buffer[kLanes<T>] = {};
   for (int i = 0; i < n; ++i) buffer[i] = p[i];
@@ -195,12 +206,14 @@ template <class T> CNNKERN_INLINE Vec<acc_t<T>> load_n(const T* p, int n) {
 template <class T> CNNKERN_INLINE void store_n(T* p, Vec<acc_t<T>> v, int n) {
   if (n == kLanes<T>) return store(p, v);
 #if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, float>)
-    return _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), reinterpret_cast<__m512>(v));
-  if constexpr (std::is_same_v<T, double>)
-    return _mm512_mask_storeu_pd(p, static_cast<__mmask8>((1u << n) - 1), reinterpret_cast<__m512d>(v));
+  const __mmask16 first = first_lanes(n);
+  if constexpr (std::is_same_v<T, float>) return _mm512_mask_storeu_ps(p, first, reinterpret_cast<__m512>(v));
+  else if constexpr (std::is_same_v<T, double>) return _mm512_mask_storeu_pd(p, first, reinterpret_cast<__m512d>(v));
+  else return _mm256_mask_storeu_epi16(p, first, reinterpret_cast<__m256i>(narrow<T>(v)));
 #elif defined(__AVX2__)
-  if constexpr (std::is_same_v<T, float>) return _mm256_maskstore_ps(p, first_lanes(n), reinterpret_cast<__m256>(v));
+  const __m256i first = first_lanes<T>(n);
+  if constexpr (std::is_same_v<T, float>) return _mm256_maskstore_ps(p, first, reinterpret_cast<__m256>(v));
+  if constexpr (std::is_same_v<T, double>) return _mm256_maskstore_pd(p, first, reinterpret_cast<__m256d>(v));
 #endif
   T buffer[kLanes<T>];
   store(buffer, v);
@@ -211,7 +224,7 @@ template <class T> CNNKERN_INLINE void store_n(T* p, Vec<acc_t<T>> v, int n) {
 // n pairs of neighbours, each in a lane; p has the alignment of one element.
 CNNKERN_INLINE U32 load_pairs(const bf16* p, int n) {
   if (n == kLanes<float>) return reinterpret_cast<U32>(_mm512_loadu_si512(p));
-  return reinterpret_cast<U32>(_mm512_maskz_loadu_epi32(static_cast<__mmask16>((1u << n) - 1), p));
+  return reinterpret_cast<U32>(_mm512_maskz_loadu_epi32(first_lanes(n), p));
 }
 #endif
 
