@@ -60,9 +60,11 @@ COVERING = [
     "efficientnet_b0",
     "fractalnet20",
     "googlenet",
+    "googlenet_naive",
     "inception_resnet_v1",
     "inception_v2",
     "inception_v3",
+    "inception_v4",
     "lenet5",
     "mobilenet_v1",
     "mobilenet_v2",
@@ -82,6 +84,7 @@ COVERING = [
     "shufflenet_v1",
     "shufflenet_v2_x0_5",
     "squeezenet1_1",
+    "vgg11_bn",
     "xception",
 ]
 ALL = [pytest.param(name, marks=() if name in COVERING else pytest.mark.full) for name in models.list()]
