@@ -52,7 +52,7 @@ PUBLISHED = {
     "resnet20": (269_722, None),
 }
 
-# One of each builder, the least costly, and one of each form that a builder's table can have.
+# One of each form of layer and block, the least costly; the others are trained and compared in `make test-full`.
 COVERING = [
     "alexnet_two_gpu",
     "convnext_tiny",
@@ -170,6 +170,9 @@ def test_the_smallest_images(name):
                 model(torch.empty(1, 2, smallest - 1, smallest - 1))
 
 
+STEP = 0.001  # by how much a step lowers the loss if the gradient is right and the loss is linear in the weights
+
+
 @pytest.mark.parametrize("name", ALL)
 def test_training(name):
     """On the package's kernels only: the first loss is ln C, gradients are finite, small steps along them lower it."""
@@ -183,12 +186,12 @@ def test_training(name):
             losses.append(loss.item())
             gradients = torch.autograd.grad(loss, list(model.parameters()))
             assert all(gradient.isfinite().all() for gradient in gradients)
-            step = 0.05 * loss.item() / sum(gradient.square().sum().item() for gradient in gradients)
+            step = STEP / sum(gradient.square().sum().item() for gradient in gradients)
             with torch.no_grad():
                 for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                     parameter -= step * gradient
     assert losses[0] == pytest.approx(math.log(10), rel=0.25)
-    assert losses[-1] < losses[0] - 0.01
+    assert losses[-1] < losses[0] - 3 * STEP / 2
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -254,8 +257,9 @@ def test_load_torchvision_takes_the_older_keys_of_its_checkpoints():
 
 def test_load_torchvision_is_strict():
     state = quiet("squeezenet1_1").state_dict()
+    state["more"] = state.pop("classifier.1.bias")
     with pytest.raises(RuntimeError, match=r"Missing key.*classifier\.1\.bias"):
-        models.load_torchvision("squeezenet1_1", {**state, "classifier.1.bia": state.pop("classifier.1.bias")})
+        models.load_torchvision("squeezenet1_1", state, num_classes=10)
     with pytest.raises(ValueError, match="torchvision has no xception"):
         models.load_torchvision("xception", {})
 
@@ -329,7 +333,7 @@ def test_repvgg_gives_the_same_when_deployed(dtype):
     with torch.no_grad():
         expected = model(x)
         deployed = model.reparameterize()(x)
-    assert {type(module) for module in model.blocks.modules()} >= {cnnkern.Conv2d}
+    assert {type(module) for module in model.features.modules()} >= {cnnkern.Conv2d}
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     error = (deployed - expected).abs().max() / expected.abs().max()
     assert error < 100 * torch.finfo(dtype).eps
@@ -340,7 +344,7 @@ def test_stochastic_depth_keeps_the_mean_and_drops_whole_images():
     torch.manual_seed(0)
     kept = stochastic_depth(torch.ones(4000, 2, 1, 1), 0.25)
     assert kept.mean().item() == pytest.approx(1, abs=0.05)
-    assert set(kept.flatten().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert torch.equal(kept.unique(), torch.tensor([0, 4 / 3]))
     assert torch.equal(kept[:, 0], kept[:, 1])
     assert drop_path_rates(0.5, 3) == [0, 0.25, 0.5]
 

@@ -273,6 +273,38 @@ def test_block_takes_any_batch_norm(frozen):
     torch.testing.assert_close(block.eval()(x), unfused.eval()(x))
 
 
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("bn", [True, False], ids=["bn", "no bn"])
+@pytest.mark.parametrize("input_bn", [True, False], ids=["input_bn", "no input_bn"])
+@pytest.mark.parametrize("residual", [True, False], ids=["residual", "no residual"])
+def test_conv_bn_act_is_its_composition(residual, input_bn, bn, training):
+    block, _ = block_and_unfused()
+    before = copy.deepcopy(block_and_unfused(out_channels=4)[0].bn)
+    block.train(training), before.train(training)
+    x = torch.randn(2, 4, 8, 8, dtype=torch.float64, requires_grad=True)
+    r = torch.randn(2, 6, 8, 8, dtype=torch.float64, requires_grad=True) if residual else None
+    tensors = [x, *block.conv.parameters()]
+    tensors += [r] if residual else []
+    tensors += [*block.bn.parameters()] if bn else []
+    tensors += [*before.parameters()] if input_bn else []
+
+    fused = cnnkern.nn.conv_bn_act(
+        block.conv,
+        block.bn if bn else None,
+        x,
+        "relu",
+        r,
+        input_bn=before if input_bn else None,
+        input_activation="tanh",
+    )
+    z = F.conv2d(torch.tanh(before(x) if input_bn else x), block.conv.weight, padding=1)
+    z = block.bn(z) if bn else z
+    composed = F.relu(z + r if residual else z)
+    dy = torch.randn_like(fused)
+    torch.testing.assert_close(fused, composed)
+    torch.testing.assert_close(torch.autograd.grad(fused, tensors, dy), torch.autograd.grad(composed, tensors, dy))
+
+
 @pytest.mark.parametrize("part", ["conv", "bn"])
 def test_block_calls_the_hooks_of_its_parts(part):
     block, unfused = block_and_unfused()

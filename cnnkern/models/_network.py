@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cnnkern.models._blocks import GlobalAvgPool2d
+
 
 class Outputs(NamedTuple):
     """What a model with auxiliary classifiers gives in training mode, each (N, classes)."""
@@ -22,11 +24,12 @@ class Network(nn.Module):
     A subclass defines ``scores``. Images smaller than ``smallest`` in height or width are refused with ValueError.
     """
 
+    name: str = ""
     smallest: int = 1
 
     def forward(self, images: Tensor) -> Tensor | Outputs:
         """(N, classes) of (N, C, H, W); :class:`Outputs` in training with auxiliary classifiers."""
-        check_size(images, self.smallest, type(self).__name__)
+        check_size(images, self.smallest, self.name)
         return self.scores(images)
 
     def scores(self, images: Tensor) -> Tensor | Outputs:
@@ -37,6 +40,24 @@ class Network(nn.Module):
     def current_key(key: str) -> str:
         """The name that a state_dict's entry has today, where a published checkpoint has an older one."""
         return key
+
+
+class PooledNetwork(Network):
+    """Features, the mean over the pixels of each of their maps, dropout and one linear layer.
+
+    ``features`` is a module, (N, C, H, W) to (N, maps, P, Q).
+    """
+
+    def __init__(self, features: nn.Module, maps: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.features = features
+        self.avgpool = GlobalAvgPool2d()
+        self.dropout = nn.Dropout(dropout)
+        self.fc = nn.Linear(maps, num_classes)
+
+    def scores(self, images: Tensor) -> Tensor:
+        """(N, classes) of (N, C, H, W)."""
+        return self.fc(self.dropout(self.avgpool(self.features(images)).flatten(1)))
 
 
 def check_size(images: Tensor, smallest: int, name: str) -> None:

@@ -109,7 +109,7 @@ def create(name: str, num_classes: int | None = None, in_channels: int | None = 
         raise TypeError(f"{name} has no option {', '.join(sorted(unknown))}: {valid}")
     classes = facts.num_classes if num_classes is None else num_classes
     model = facts.build(name, classes, facts.input_size[0] if in_channels is None else in_channels, **options)
-    model.smallest = facts.smallest
+    model.name, model.smallest = name, facts.smallest
     return model
 
 

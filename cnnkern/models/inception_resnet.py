@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cnnkern.composed import activate
-from cnnkern.models._blocks import GlobalAvgPool2d, drop_path_rates, initialise, stochastic_depth
+from cnnkern.models._blocks import drop_path_rates, initialise, stochastic_depth
 from cnnkern.models._inception import concat, stack
-from cnnkern.models._network import Network
+from cnnkern.models._network import PooledNetwork
 from cnnkern.models._registry import register
 from cnnkern.nn import Conv2d
 
@@ -67,35 +67,25 @@ class ResidualInception(nn.Module):
         return activate(torch.add(input, y, alpha=self.scale), self.activation, 0.0)
 
 
-class InceptionResNet(Network):
-    """The table, global average pooling, dropout and one linear layer."""
-
-    def __init__(self, name: str, num_classes: int, in_channels: int, dropout: float, drop_path: float) -> None:
-        super().__init__()
-        rates = drop_path_rates(drop_path, sum(row.repeats for row in TABLES[name] if isinstance(row, Blocks)))
-        features: list[nn.Module] = []
-        maps = in_channels
-        for row in TABLES[name]:
-            if isinstance(row, Blocks):
-                features += [ResidualInception(maps, *row[1:], rates.pop(0)) for _ in range(row.repeats)]
-            else:
-                module, maps = stack(maps, [row])
-                features.append(module)
-        self.features = nn.Sequential(*features)
-        self.avgpool = GlobalAvgPool2d()
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(maps, num_classes)
-
-    def scores(self, images: Tensor) -> Tensor:
-        """(N, classes) of (N, C, H, W)."""
-        return self.fc(self.dropout(self.avgpool(self.features(images)).flatten(1)))
+def features(name: str, in_channels: int, drop_path: float) -> tuple[nn.Sequential, int]:
+    """The rows of a table one after another, and the maps that the last gives."""
+    rates = drop_path_rates(drop_path, sum(row.repeats for row in TABLES[name] if isinstance(row, Blocks)))
+    layers: list[nn.Module] = []
+    maps = in_channels
+    for row in TABLES[name]:
+        if isinstance(row, Blocks):
+            layers += [ResidualInception(maps, *row[1:], rates.pop(0)) for _ in range(row.repeats)]
+        else:
+            module, maps = stack(maps, [row])
+            layers.append(module)
+    return nn.Sequential(*layers), maps
 
 
 @register(*TABLES, year=2016, paper="Szegedy et al., arXiv 1602.07261", input_size=(3, 299, 299), smallest=75)
 def inception_resnet(
     name: str, num_classes: int, in_channels: int, *, dropout: float = 0.2, drop_path: float = 0.0
-) -> InceptionResNet:
+) -> PooledNetwork:
     """Inception-ResNet v1, of the cost of Inception v3, or v2, of the cost of v4."""
-    model = InceptionResNet(name, num_classes, in_channels, dropout, drop_path)
+    model = PooledNetwork(*features(name, in_channels, drop_path), num_classes, dropout)
     initialise(model, model.fc)
     return model

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from cnnkern.models._blocks import GlobalAvgPool2d, initialise
+from cnnkern.models._blocks import initialise
 from cnnkern.models._inception import stack
-from cnnkern.models._network import Network
+from cnnkern.models._network import PooledNetwork
 from cnnkern.models._registry import register
 
 TABLE = [
@@ -24,23 +22,10 @@ TABLE = [
 ]
 
 
-class InceptionV2(Network):
-    """The table, global average pooling and one linear layer; no dropout."""
-
-    def __init__(self, num_classes: int, in_channels: int) -> None:
-        super().__init__()
-        self.features, maps = stack(in_channels, TABLE)
-        self.avgpool = GlobalAvgPool2d()
-        self.fc = nn.Linear(maps, num_classes)
-
-    def scores(self, images: Tensor) -> Tensor:
-        """(N, classes) of (N, C, H, W)."""
-        return self.fc(self.avgpool(self.features(images)).flatten(1))
-
-
 @register("inception_v2", year=2015, paper="Ioffe and Szegedy, arXiv 1502.03167", smallest=1)
-def inception_v2(name: str, num_classes: int, in_channels: int) -> InceptionV2:
-    """Inception v2."""
-    model = InceptionV2(num_classes, in_channels)
+def inception_v2(name: str, num_classes: int, in_channels: int) -> PooledNetwork:
+    """Inception v2; no dropout."""
+    features, maps = stack(in_channels, TABLE)
+    model = PooledNetwork(features, maps, num_classes)
     initialise(model, model.fc)
     return model

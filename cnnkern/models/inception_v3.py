@@ -106,8 +106,8 @@ class Inception(nn.Module):
 def _named_layers(branch: str, text: str) -> list[tuple[list[str], list[str]]]:
     """Names and texts of the layers of a branch, in order, those side by side together; pools have no number."""
     steps = [step.split(" | ") for step in text.replace("[", "").replace("]", "").split(", ")]
-    pools = [step for step in steps if "x" not in step[0].split(" ")[0].removeprefix("max")]
-    convs = [step for step in steps if step not in pools]
+    pools = [step for step in steps if step[0][0].isalpha()]
+    convs = steps[len(pools) :]  # a pool comes first
     named = [([f"{branch}_input"], step) for step in pools]
     for number, step in enumerate(convs, 1):
         letters = "ab" if len(step) > 1 else " "

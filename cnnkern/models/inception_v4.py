@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
-
-from cnnkern.models._blocks import GlobalAvgPool2d, initialise
+from cnnkern.models._blocks import initialise
 from cnnkern.models._inception import stack
-from cnnkern.models._network import Network
+from cnnkern.models._network import PooledNetwork
 from cnnkern.models._registry import register
 
 STEM = [
@@ -23,24 +21,10 @@ C = ["1x1 256", "1x1 384, [1x3 256 | 3x1 256]", "1x1 384, 3x1 448, 1x3 512, [1x3
 TABLE = [*STEM, *[A] * 4, REDUCTION_A, *[B] * 7, REDUCTION_B, *[C] * 3]
 
 
-class InceptionV4(Network):
-    """The table, global average pooling, dropout and one linear layer."""
-
-    def __init__(self, num_classes: int, in_channels: int, dropout: float) -> None:
-        super().__init__()
-        self.features, maps = stack(in_channels, TABLE)
-        self.avgpool = GlobalAvgPool2d()
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(maps, num_classes)
-
-    def scores(self, images: Tensor) -> Tensor:
-        """(N, classes) of (N, C, H, W)."""
-        return self.fc(self.dropout(self.avgpool(self.features(images)).flatten(1)))
-
-
 @register("inception_v4", year=2016, paper="Szegedy et al., arXiv 1602.07261", input_size=(3, 299, 299), smallest=75)
-def inception_v4(name: str, num_classes: int, in_channels: int, *, dropout: float = 0.2) -> InceptionV4:
+def inception_v4(name: str, num_classes: int, in_channels: int, *, dropout: float = 0.2) -> PooledNetwork:
     """Inception v4."""
-    model = InceptionV4(num_classes, in_channels, dropout)
+    features, maps = stack(in_channels, TABLE)
+    model = PooledNetwork(features, maps, num_classes, dropout)
     initialise(model, model.fc)
     return model

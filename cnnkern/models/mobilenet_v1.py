@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import nn
 
-from cnnkern.models._blocks import GlobalAvgPool2d, conv_bn, initialise, rounded
-from cnnkern.models._network import Network
+from cnnkern.models._blocks import conv_bn, initialise, rounded
+from cnnkern.models._network import PooledNetwork
 from cnnkern.models._registry import register
 
 STEM = 32
@@ -13,29 +13,20 @@ STEM = 32
 TABLE = [(64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1)]
 
 
-class MobileNetV1(Network):
-    """A 3x3 stem, the table, global average pooling and one linear layer."""
-
-    def __init__(self, num_classes: int, in_channels: int, width: float) -> None:
-        super().__init__()
-        c_in = rounded(STEM * width)
-        layers: list[nn.Module] = [conv_bn(in_channels, c_in, 3, 2)]
-        for maps, stride in TABLE:
-            c_out = rounded(maps * width)
-            layers += [conv_bn(c_in, c_in, 3, stride, groups=c_in), conv_bn(c_in, c_out, 1)]
-            c_in = c_out
-        self.features = nn.Sequential(*layers)
-        self.avgpool = GlobalAvgPool2d()
-        self.fc = nn.Linear(c_in, num_classes)
-
-    def scores(self, images: Tensor) -> Tensor:
-        """(N, classes) of (N, C, H, W)."""
-        return self.fc(self.avgpool(self.features(images)).flatten(1))
+def features(in_channels: int, width: float) -> tuple[nn.Sequential, int]:
+    """A 3x3 stem and the table, and the maps that the last convolution gives."""
+    c_in = rounded(STEM * width)
+    layers: list[nn.Module] = [conv_bn(in_channels, c_in, 3, 2)]
+    for maps, stride in TABLE:
+        c_out = rounded(maps * width)
+        layers += [conv_bn(c_in, c_in, 3, stride, groups=c_in), conv_bn(c_in, c_out, 1)]
+        c_in = c_out
+    return nn.Sequential(*layers), c_in
 
 
 @register("mobilenet_v1", year=2017, paper="Howard et al., arXiv 1704.04861", smallest=1)
-def mobilenet_v1(name: str, num_classes: int, in_channels: int, *, width: float = 1.0) -> MobileNetV1:
+def mobilenet_v1(name: str, num_classes: int, in_channels: int, *, width: float = 1.0) -> PooledNetwork:
     """MobileNet; ``width`` multiplies all maps."""
-    model = MobileNetV1(num_classes, in_channels, width)
+    model = PooledNetwork(*features(in_channels, width), num_classes)
     initialise(model, model.fc)
     return model

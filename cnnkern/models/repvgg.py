@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cnnkern.models._blocks import GlobalAvgPool2d, conv_bn, initialise
-from cnnkern.models._network import Network
+from cnnkern.models._blocks import conv_bn, initialise
+from cnnkern.models._network import PooledNetwork
 from cnnkern.models._registry import register
 from cnnkern.nn import Conv2d, conv_bn_act, fold_batch_norm
 
@@ -58,30 +58,23 @@ class Block(nn.Module):
         self.train(self.training)
 
 
-class RepVGG(Network):
+class RepVGG(PooledNetwork):
     """The table, global average pooling and one linear layer."""
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
-        super().__init__()
         blocks: list[nn.Module] = []
         for maps, count in TABLE:
             for number in range(count):
                 blocks.append(Block(in_channels, maps, 2 if number == 0 else 1))
                 in_channels = maps
-        self.blocks = nn.Sequential(*blocks)
-        self.avgpool = GlobalAvgPool2d()
-        self.fc = nn.Linear(in_channels, num_classes)
+        super().__init__(nn.Sequential(*blocks), in_channels, num_classes)
 
     def reparameterize(self) -> RepVGG:
         """To the deployed form, in place: a plain stack of 3x3 convolutions that gives the same in eval mode."""
-        for block in self.blocks:
+        for block in self.features.children():
             if isinstance(block, Block):
                 block.reparameterize()
         return self
-
-    def scores(self, images: Tensor) -> Tensor:
-        """(N, classes) of (N, C, H, W)."""
-        return self.fc(self.avgpool(self.blocks(images)).flatten(1))
 
 
 @register("repvgg_a0", year=2021, paper="Ding et al., arXiv 2101.03697", smallest=1)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from cnnkern.models._blocks import AvgPool2d, GlobalAvgPool2d, Layers, MaxPool2d, add_residual, conv_bn, initialise
-from cnnkern.models._network import Network
+from cnnkern.models._blocks import AvgPool2d, Layers, MaxPool2d, add_residual, conv_bn, initialise
+from cnnkern.models._network import PooledNetwork
 from cnnkern.models._registry import register
 from cnnkern.nn import ChannelShuffle
 
@@ -40,34 +40,25 @@ class Unit(nn.Module):
         return torch.relu(torch.cat([self.pool(input), self.branch(input)], 1))
 
 
-class ShuffleNetV1(Network):
-    """A 3x3 stem and a pool, three stages of units, global average pooling and one linear layer."""
-
-    def __init__(self, num_classes: int, in_channels: int, groups: int, width: float) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [conv_bn(in_channels, STEM, 3, 2), MaxPool2d(3, 2, 1)]
-        c_in = STEM
-        for stage, count in enumerate(UNITS):
-            c_out = int(MAPS[groups] * width) << stage
-            for number in range(count):
-                layers.append(Unit(c_in, c_out, groups, 2 if number == 0 else 1))
-                c_in = c_out
-        self.features = nn.Sequential(*layers)
-        self.avgpool = GlobalAvgPool2d()
-        self.fc = nn.Linear(c_in, num_classes)
-
-    def scores(self, images: Tensor) -> Tensor:
-        """(N, classes) of (N, C, H, W)."""
-        return self.fc(self.avgpool(self.features(images)).flatten(1))
+def features(in_channels: int, groups: int, width: float) -> tuple[nn.Sequential, int]:
+    """A 3x3 stem and a pool, and three stages of units; and the maps that the last gives."""
+    layers: list[nn.Module] = [conv_bn(in_channels, STEM, 3, 2), MaxPool2d(3, 2, 1)]
+    c_in = STEM
+    for stage, count in enumerate(UNITS):
+        c_out = int(MAPS[groups] * width) << stage
+        for number in range(count):
+            layers.append(Unit(c_in, c_out, groups, 2 if number == 0 else 1))
+            c_in = c_out
+    return nn.Sequential(*layers), c_in
 
 
 @register("shufflenet_v1", year=2017, paper="Zhang et al., arXiv 1707.01083", smallest=1)
 def shufflenet_v1(
     name: str, num_classes: int, in_channels: int, *, groups: int = 3, width: float = 1.0
-) -> ShuffleNetV1:
+) -> PooledNetwork:
     """ShuffleNet; ``groups`` is 1, 2, 3, 4 or 8, ``width`` multiplies the maps of all stages."""
     if groups not in MAPS:
         raise ValueError(f"groups={groups}: it is one of {', '.join(map(str, MAPS))}")
-    model = ShuffleNetV1(num_classes, in_channels, groups, width)
+    model = PooledNetwork(*features(in_channels, groups, width), num_classes)
     initialise(model, model.fc)
     return model

@@ -7,7 +7,6 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from cnnkern.models._blocks import (
-    GlobalAvgPool2d,
     Layers,
     MaxPool2d,
     Separable,
@@ -16,7 +15,7 @@ from cnnkern.models._blocks import (
     drop_path_rates,
     initialise,
 )
-from cnnkern.models._network import Network
+from cnnkern.models._network import PooledNetwork
 from cnnkern.models._registry import register
 
 # Maps before each separable convolution of a block and after its last, and the stride of the pool that ends it.
@@ -47,31 +46,20 @@ class Block(nn.Module):
         return add_residual(self.body, input, self.shortcut(input), drop_path=drop_path)
 
 
-class Xception(Network):
-    """Two 3x3 convolutions, the table, two separable convolutions, global average pooling and one linear layer."""
-
-    def __init__(self, num_classes: int, in_channels: int, dropout: float, drop_path: float) -> None:
-        super().__init__()
-        rates = drop_path_rates(drop_path, len(TABLE))
-        self.stem = nn.Sequential(conv_bn(in_channels, 32, 3, 2, padding=0), conv_bn(32, 64, 3, padding=0))
-        blocks = [Block(*row, relu_first=number > 0, drop_path=rates[number]) for number, row in enumerate(TABLE)]
-        self.blocks = nn.Sequential(*blocks)
-        self.tail = nn.Sequential(*(Separable(*pair, 3, act="relu") for pair in pairwise(TAIL)))
-        self.avgpool = GlobalAvgPool2d()
-        self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(TAIL[-1], num_classes)
-
-    def scores(self, images: Tensor) -> Tensor:
-        """(N, classes) of (N, C, H, W)."""
-        x = self.tail(self.blocks(self.stem(images)))
-        return self.fc(self.dropout(self.avgpool(x).flatten(1)))
+def features(in_channels: int, drop_path: float) -> nn.Sequential:
+    """Two 3x3 convolutions, the table, two separable convolutions."""
+    rates = drop_path_rates(drop_path, len(TABLE))
+    stem = [conv_bn(in_channels, 32, 3, 2, padding=0), conv_bn(32, 64, 3, padding=0)]
+    blocks = [Block(*row, relu_first=number > 0, drop_path=rates[number]) for number, row in enumerate(TABLE)]
+    tail = [Separable(*pair, 3, act="relu") for pair in pairwise(TAIL)]
+    return nn.Sequential(*stem, *blocks, *tail)
 
 
 @register("xception", year=2016, paper="Chollet, arXiv 1610.02357", input_size=(3, 299, 299), smallest=7)
 def xception(
     name: str, num_classes: int, in_channels: int, *, dropout: float = 0.5, drop_path: float = 0.0
-) -> Xception:
+) -> PooledNetwork:
     """Xception."""
-    model = Xception(num_classes, in_channels, dropout, drop_path)
+    model = PooledNetwork(features(in_channels, drop_path), TAIL[-1], num_classes, dropout)
     initialise(model, model.fc)
     return model
