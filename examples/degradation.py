@@ -1,8 +1,8 @@
 """The degradation experiment of He et al. (arXiv 1512.03385, figure 1 and section 4.2) on scikit-learn's digits.
 
 Plain networks of 20 and 56 layers, and the same with shortcuts: the training loss tells whether the deeper one can be
-optimised. Without shortcuts it learns less, with them more: after 20 epochs, which take a minute on one core, the losses
-were 0.11 (plain20), 1.49 (plain56), 0.11 (resnet20) and 0.04 (resnet56). Curves go to degradation.svg.
+optimised. Without shortcuts it learns less, with them more: after 20 epochs, a minute on one core, the losses were 0.11
+(plain20), 1.49 (plain56), 0.11 (resnet20) and 0.04 (resnet56). Curves go to degradation.svg.
 
 pip install cnnkern[train]
 python examples/degradation.py

@@ -22,7 +22,7 @@ from cnnkern.training.recipe import Recipe
 from cnnkern.training.recipes import RECIPES
 from cnnkern.training.trainer import Trainer
 
-CHECKED = 2  # images whose gradients are checked
+CHECKED = 4  # images whose gradients are checked
 
 
 @click.command()

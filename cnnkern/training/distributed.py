@@ -54,7 +54,8 @@ def process_group() -> Iterator[torch.device]:
 def parallel(model: nn.Module) -> nn.Module:
     """The model as this process's part of a run: itself where there is one process.
 
-    Its batch normalisation is converted in place, and the weights become those of rank 0.
+    Its batch normalisation is converted in place, and the weights become those of rank 0. All processes have to run the
+    same layers: a network that draws which of them run, like FractalNet with drop-path, is for one process.
     """
     if world_size() == 1:
         return model
