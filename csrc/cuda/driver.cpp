@@ -177,15 +177,18 @@ int64_t gemm_k(const ConvProblem& p) {
   return p.n * p.p() * p.q();
 }
 
-// The largest error that rounding explains, relative to the root mean square of the result: 0 where sums are exact.
-double tolerance(const ConvProblem& p, const Options& options) {
+// The largest errors that rounding explains: of a sum, and of the elements that it is made of and becomes. Both 0 where
+// everything is exact.
+struct Tolerance { double sum, element; };
+
+Tolerance tolerance(const ConvProblem& p, const Options& options) {
   const auto exact = [](Activation a) {
     return a == Activation::none || a == Activation::relu || a == Activation::relu6;
   };
-  if (!options.real && exact(p.epilogue.activation) && exact(p.prologue.activation)) return 0;
-  const double eps[] = {0x1p-23, 0x1p-52, 0x1p-7, 0x1p-10};
-  const double storage = options.flags.tf32 && p.dtype == DType::f32 ? 0x1p-9 : eps[static_cast<int>(p.dtype)];
-  return 4 * eps[0] * std::sqrt(static_cast<double>(gemm_k(p))) + 4 * storage;
+  if (!options.real && exact(p.epilogue.activation) && exact(p.prologue.activation)) return {};
+  constexpr double kEps[] = {0x1p-23, 0x1p-52, 0x1p-7, 0x1p-10}, kEpsTf32 = 0x1p-9;
+  const bool tf32 = options.flags.tf32 && p.dtype == DType::f32;
+  return {4 * kEps[0] * std::sqrt(static_cast<double>(gemm_k(p))), tf32 ? kEpsTf32 : kEps[static_cast<int>(p.dtype)]};
 }
 
 // What is expected of a problem's kernels: all of the result or, where that would take long, an even sample of it.
@@ -285,9 +288,10 @@ class Bench {
   Buffer* result() const { return p_.direction == Direction::fprop ? y_ : p_.direction == Direction::dgrad ? x_ : w_; }
 
   bool near(double found, double wanted, DType dtype) const {
-    const double allowed = tolerance(p_, options_);
-    if (allowed == 0) return found == rounded(wanted, dtype);
-    return std::abs(found - wanted) <= allowed * std::max(expected_.root_mean_square, 1e-30);  // false for a NaN
+    const auto [sum, element] = tolerance(p_, options_);
+    if (sum == 0) return found == rounded(wanted, dtype);
+    const double typical = expected_.root_mean_square;
+    return std::abs(found - wanted) <= sum * typical + element * std::max(4 * typical, std::abs(wanted));  // not a NaN
   }
   std::string compare(const Buffer& result, const Buffer& dbias) const {
     size_t wrong = 0;
