@@ -180,6 +180,11 @@ def test_the_fibers_themselves(built: Path) -> None:
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
+def test_the_sanitizer_knows_the_fibers(built: Path) -> None:
+    done = subprocess.run([built / "simt_test", "overrun"], capture_output=True, text=True)
+    assert done.returncode and "heap-buffer-overflow" in done.stderr and "read_beyond" in done.stderr, done.stderr
+
+
 def test_every_kernel_has_problems(built: Path, accepted: dict[str, dict[str, list[str]]]) -> None:
     listed = subprocess.run(
         [built / "simt_driver", "--list"], capture_output=True, text=True, check=True
