@@ -1,7 +1,7 @@
 """The CUDA kernels without a GPU: the same sources run on the CPU, on the GPU made of fibers of tests/simt.
 
-csrc/cuda/driver.cpp compares results with the formula; races, reads of unwritten shared memory and divergence are errors,
-and AddressSanitizer and UndefinedBehaviorSanitizer watch the rest.
+Results are compared with the formula (csrc/cuda/driver.cpp). Races, reads of unwritten shared memory and divergence are
+errors there, and AddressSanitizer and UndefinedBehaviorSanitizer watch the rest.
 """
 
 import os
@@ -37,7 +37,9 @@ VARIANTS = {
 SHAPES = (
     "n1c8h5w7-k8r3s3-p1",  # dense, the least that vectors can have
     "n3c64h6w5-k40r1s1",  # pointwise
-    "n2c32h7w9-k64r1s1-u2",  # pointwise with a stride
+    "n1c136h5w5-k72r1s1",
+    "n2c16h5w3-k16r1s1-ys24",
+    "n2c32h7w9-k64r1s1-u2",  # with a stride
     "n2c64h9w8-k72r3s3-p1",  # tiles and a tail of maps
     "n1c40h8w8-k16r3s3-u2-p1",  # a stride: four parities of a gradient
     "n1c16h9w7-k24r5s2-u2x1-p2x0x1x1-l1x2",  # unequal in everything
@@ -45,6 +47,9 @@ SHAPES = (
     "n1c24h6w6-k32r3s3-p1-xs40-ys48",  # slices of wider buffers, aligned
     "n2c3h21w19-k64r7s7-u2-p3",  # stems
     "n1c3h27w27-k64r11s11-u4-p2",
+    "n1c3h21w23-k40r11s11-u4-p2x1x1x2",
+    "n2c3h10w9-k64r3s3-p1",
+    "n1c4h5w7-k72r3s3-p1x0x1x2",
     "n1c4h13w13-k16r3s3-u2-p1",
     "n1c1h16w16-k6r5s5-p2",
     "n2c16h9w9-k16r3s3-p1-g16",  # depthwise: filters, strides and the rest
@@ -173,6 +178,11 @@ def check(built: Path, cases: Sequence[str], variant: str) -> None:
 def test_the_fibers_themselves(built: Path) -> None:
     done = subprocess.run([built / "simt_test"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+
+
+def test_the_sanitizer_knows_the_fibers(built: Path) -> None:
+    done = subprocess.run([built / "simt_test", "overrun"], capture_output=True, text=True)
+    assert done.returncode and "heap-buffer-overflow" in done.stderr and "read_beyond" in done.stderr, done.stderr
 
 
 def test_every_kernel_has_problems(built: Path, accepted: dict[str, dict[str, list[str]]]) -> None:

@@ -18,20 +18,12 @@
 // or a part of it, may follow. Every kernel of a problem's direction and dtype that does not refuse is run. What it is not
 // to write is checked to be as it was: operands, gaps between pixels, and a zone around each tensor. The exit status is 1 if
 // anything was wrong.
-#include <primitives/device.h>
-#include <primitives/numeric.h>
-
 #include <cstdio>
-#include <cstdlib>
 #include <iostream>
-#include <limits>
-#include <memory>
-#include <random>
-#include <string>
-#include <vector>
+#include <stdexcept>
 
+#include "driver/trial.h"
 #include "kernel_list.h"
-#include "reference.h"
 
 #if defined(CNNKERN_SIMT)
 #include "simt.h"
@@ -40,284 +32,11 @@
 namespace cnnkern::cuda {
 namespace {
 
-struct Options {
-  bool list = false, ask = false, real = false, narrow = false, time = false;
-  int64_t offset = 0;  // elements between an aligned address and each operand
-  uint64_t seed = 0;
+struct Options : TrialOptions {
+  bool list = false, ask = false;
   std::string kernel;
-  Flags flags;
   std::vector<std::string> problems;
 };
-
-// --- buffers ----------------------------------------------------------------------------------------------------------
-
-double read_element(const std::byte* from, DType dtype) {
-  if (dtype == DType::f32) return *reinterpret_cast<const float*>(from);
-  if (dtype == DType::bf16) return to_float(*reinterpret_cast<const bf16*>(from));
-  return to_float(*reinterpret_cast<const f16*>(from));
-}
-void write_element(std::byte* to, double v, DType dtype) {
-  if (dtype == DType::f32) *reinterpret_cast<float*>(to) = static_cast<float>(v);
-  else if (dtype == DType::bf16) *reinterpret_cast<bf16*>(to) = from_float<bf16>(static_cast<float>(v));
-  else *reinterpret_cast<f16*>(to) = from_float<f16>(static_cast<float>(v));
-}
-double rounded(double v, DType dtype) {
-  std::byte bytes[4];
-  write_element(bytes, v, dtype);
-  return read_element(bytes, dtype);
-}
-
-// Rows of `row` elements, `stride` apart, on the device, in the midst of memory that is not to be touched. What nobody has
-// put there is NaN.
-class Buffer {
- public:
-  Buffer(DType dtype, int64_t rows, int64_t row, int64_t stride, int64_t offset)
-      : dtype_(dtype),
-        row_(row),
-        stride_(stride),
-        begin_(kZone + static_cast<size_t>(offset) * size()),
-        end_(begin_ + (rows ? static_cast<size_t>((rows - 1) * stride + row) * size() : 0)),
-        host_(end_ + kZone, std::byte{0xff}) {
-    device_ = static_cast<std::byte*>(allocate(host_.size()));
-  }
-  ~Buffer() {
-    allow(device_, host_.size());
-    release(device_);
-  }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  void fill(const std::vector<double>& values) {
-    for (size_t i = 0; i < values.size(); ++i) write_element(&host_[place(static_cast<int64_t>(i))], values[i], dtype_);
-  }
-  // To the device; returns where the first element is there.
-  void* send() {
-    allow(device_, host_.size());
-    upload(device_, host_.data(), host_.size());
-    forbid(device_, begin_);
-    forbid(device_ + end_, host_.size() - end_);
-    return device_ + begin_;
-  }
-  // From the device: into `now_`, to be looked at.
-  void fetch() {
-    allow(device_, host_.size());
-    now_.resize(host_.size());
-    download(now_.data(), device_, host_.size());
-  }
-  double result(int64_t element) const { return read_element(&now_[place(element)], dtype_); }
-  // Whether bytes that are no elements, or any at all, are not what was sent.
-  bool touched(bool elements_too) const {
-    for (size_t i = 0; i < host_.size(); ++i) {
-      const bool element = i >= begin_ && i < end_ && static_cast<int64_t>((i - begin_) / size()) % stride_ < row_;
-      if (now_[i] != host_[i] && (elements_too || !element)) return true;
-    }
-    return false;
-  }
-
- private:
-  static constexpr size_t kZone = 256;
-  size_t size() const { return static_cast<size_t>(kDTypeSizes[static_cast<int>(dtype_)]); }
-  size_t place(int64_t element) const {
-    return begin_ + static_cast<size_t>(element / row_ * stride_ + element % row_) * size();
-  }
-
-  DType dtype_;
-  int64_t row_, stride_;
-  size_t begin_, end_;
-  std::vector<std::byte> host_, now_;
-  std::byte* device_ = nullptr;
-};
-
-// --- one problem --------------------------------------------------------------------------------------------------------
-
-class Values {
- public:
-  Values(const Options& options, DType dtype) : real_(options.real), dtype_(dtype), random_(options.seed + 1) {}
-  std::vector<double> operator()(int64_t count, double spread, DType dtype) {
-    std::vector<double> values(static_cast<size_t>(count));
-    for (double& v : values)
-      v = real_ ? rounded(normal_(random_) * spread, dtype) : static_cast<double>(random_() % 5) - 2;
-    return values;
-  }
-  Tensor operator()(const Index& size, double spread = 1) {
-    Tensor tensor(size);
-    tensor.values = (*this)(tensor.elements(), spread, dtype_);
-    return tensor;
-  }
-
- private:
-  bool real_;
-  DType dtype_;
-  std::mt19937_64 random_;
-  std::normal_distribution<double> normal_;
-};
-
-ExactOperands make_operands(const ConvProblem& p, const Options& options) {
-  Values values(options, p.dtype);
-  const DType maps = options.narrow ? p.dtype : DType::f32;
-  const bool forward = p.direction == Direction::fprop;
-  ExactOperands o;
-  o.x = values(x_size(p));
-  o.w = values(w_size(p), 1 / std::sqrt(static_cast<double>(p.r * p.s * p.c_per_group())));
-  o.y = values(y_size(p));
-  if (forward && p.epilogue.residual) o.residual = values(y_size(p));
-  if (forward && p.epilogue.scale) o.scale = values(p.k, 1, maps);
-  if (forward && p.epilogue.shift) o.shift = values(p.k, 1, maps);
-  if (p.prologue.scale) o.x_scale = values(p.c, 1, maps);
-  if (p.prologue.shift) o.x_shift = values(p.c, 1, maps);
-  return o;
-}
-
-int64_t gemm_k(const ConvProblem& p) {
-  switch (p.direction) {
-    case Direction::fprop: return p.r * p.s * p.c_per_group();
-    case Direction::dgrad: return p.r * p.s * p.k_per_group();
-    case Direction::wgrad: break;
-  }
-  return p.n * p.p() * p.q();
-}
-
-// The largest error that rounding explains, relative to the root mean square of the result: 0 where sums are exact.
-double tolerance(const ConvProblem& p, const Options& options) {
-  const auto exact = [](Activation a) {
-    return a == Activation::none || a == Activation::relu || a == Activation::relu6;
-  };
-  if (!options.real && exact(p.epilogue.activation) && exact(p.prologue.activation)) return 0;
-  const double eps[] = {0x1p-23, 0x1p-52, 0x1p-7, 0x1p-10};
-  const double storage = options.flags.tf32 && p.dtype == DType::f32 ? 0x1p-9 : eps[static_cast<int>(p.dtype)];
-  return 4 * eps[0] * std::sqrt(static_cast<double>(gemm_k(p))) + 4 * storage;
-}
-
-// What is expected of a problem's kernels: all of the result or, where that would take long, an even sample of it.
-struct Expected {
-  std::vector<int64_t> elements;
-  std::vector<double> values, dbias;
-  double root_mean_square = 0;
-};
-
-Expected make_expected(const ConvProblem& p, const ExactOperands& o) {
-  constexpr double kMostOperations = 2e9;
-  const Reference reference(p, o);
-  const Tensor shape(result_size(p));
-  const double each = 2.0 * static_cast<double>(gemm_k(p));
-  const auto step = static_cast<int64_t>(std::max(1.0, static_cast<double>(shape.elements()) * each / kMostOperations));
-  Expected expected;
-  for (int64_t i = 0; i < shape.elements(); i += step) {
-    expected.elements.push_back(i);
-    expected.values.push_back(reference(shape.index(i)));
-    expected.root_mean_square += expected.values.back() * expected.values.back();
-  }
-  expected.root_mean_square = std::sqrt(expected.root_mean_square / static_cast<double>(expected.elements.size()));
-  if (p.direction == Direction::wgrad) {
-    for (int64_t k = 0; k < p.k; ++k) expected.dbias.push_back(reference.dbias(k));
-  }
-  return expected;
-}
-
-std::string text(const Index& at) {
-  return "[" + std::to_string(at[0]) + ", " + std::to_string(at[1]) + ", " + std::to_string(at[2]) + ", " +
-         std::to_string(at[3]) + "]";
-}
-
-// Everything that a problem's kernels are run with.
-class Bench {
- public:
-  Bench(const ConvProblem& problem, const Options& options)
-      : p_(problem),
-        options_(options),
-        exact_(make_operands(problem, options)),
-        expected_(make_expected(problem, exact_)) {
-    const int64_t pixels = p_.n * p_.h * p_.w, out = p_.n * p_.p() * p_.q();
-    const DType maps = options.narrow ? p_.dtype : DType::f32;
-    x_ = add(p_.dtype, pixels, p_.c, p_.x_stride(), exact_.x.values, Direction::dgrad);
-    w_ = add(p_.dtype, p_.k, p_.r * p_.s * p_.c_per_group(), 0, exact_.w.values, Direction::wgrad);
-    y_ = add(p_.dtype, out, p_.k, p_.y_stride(), exact_.y.values, Direction::fprop);
-    residual_ = add(p_.dtype, out, p_.k, p_.y_stride(), exact_.residual.values);
-    scale_ = add(maps, 1, p_.k, 0, exact_.scale);
-    shift_ = add(maps, 1, p_.k, 0, exact_.shift);
-    x_scale_ = add(maps, 1, p_.c, 0, exact_.x_scale);
-    x_shift_ = add(maps, 1, p_.c, 0, exact_.x_shift);
-  }
-
-  // Runs a kernel; returns "" or what is wrong.
-  std::string check(const Kernel& kernel) {
-    const bool weights = p_.direction == Direction::wgrad;
-    Buffer workspace(DType::f32, 1, kernel.workspace_bytes ? (kernel.workspace_bytes(p_) + 3) / 4 : 0, 1, 0);
-    Buffer dbias(DType::f32, 1, p_.k, 1, 0);
-    const Operands o{.x = send(x_),
-                     .w = send(w_),
-                     .y = send(y_),
-                     .scale = send(scale_),
-                     .shift = send(shift_),
-                     .x_scale = send(x_scale_),
-                     .x_shift = send(x_shift_),
-                     .residual = send(residual_),
-                     .dbias = weights ? static_cast<float*>(dbias.send()) : nullptr,
-                     .workspace = workspace.send(),
-                     .residual_pixel_stride = p_.y_stride(),
-                     .narrow = {options_.narrow, options_.narrow, options_.narrow, options_.narrow}};
-    kernel.run(o, {p_, kernel.name});
-    if (options_.time) seconds_ = median_seconds([&](void* stream) { kernel.run(o, {p_, kernel.name, 0, stream}); });
-    for (const auto& buffer : buffers_) {
-      buffer->fetch();
-      if (buffer.get() != result() && buffer->touched(true)) return "an operand is written";
-    }
-    workspace.fetch();
-    if (workspace.touched(false)) return "memory around the workspace is written";
-    if (result()->touched(false)) return "memory around the result is written";
-    if (weights) {
-      dbias.fetch();
-      if (dbias.touched(false)) return "memory around dbias is written";
-    }
-    return compare(*result(), dbias);
-  }
-  double seconds() const { return seconds_; }
-
- private:
-  Buffer* add(DType dtype, int64_t rows, int64_t row, int64_t stride, const std::vector<double>& values,
-              Direction written = Direction{-1}) {
-    if (values.empty()) return nullptr;
-    buffers_.push_back(std::make_unique<Buffer>(dtype, rows, row, stride ? stride : row, options_.offset));
-    if (p_.direction != written) buffers_.back()->fill(values);
-    return buffers_.back().get();
-  }
-  void* send(Buffer* buffer) { return buffer ? buffer->send() : nullptr; }
-  Buffer* result() const { return p_.direction == Direction::fprop ? y_ : p_.direction == Direction::dgrad ? x_ : w_; }
-
-  bool near(double found, double wanted, DType dtype) const {
-    const double allowed = tolerance(p_, options_);
-    if (allowed == 0) return found == rounded(wanted, dtype);
-    return std::abs(found - wanted) <= allowed * std::max(expected_.root_mean_square, 1e-30);  // false for a NaN
-  }
-  std::string compare(const Buffer& result, const Buffer& dbias) const {
-    size_t wrong = 0;
-    std::string first;
-    const auto note = [&](const std::string& at, double found, double wanted) {
-      if (wrong++ == 0) first = "at " + at + ": " + std::to_string(found) + ", not " + std::to_string(wanted);
-    };
-    for (size_t i = 0; i < expected_.elements.size(); ++i) {
-      const int64_t element = expected_.elements[i];
-      const double found = result.result(element), wanted = expected_.values[i];
-      if (!near(found, wanted, p_.dtype)) note(text(Tensor(result_size(p_)).index(element)), found, wanted);
-    }
-    for (size_t k = 0; k < expected_.dbias.size(); ++k) {
-      const double found = dbias.result(static_cast<int64_t>(k)), wanted = expected_.dbias[k];
-      if (!near(found, wanted, DType::f32)) note("dbias [" + std::to_string(k) + "]", found, wanted);
-    }
-    return wrong ? first + " (" + std::to_string(wrong) + " wrong of " + std::to_string(expected_.elements.size()) + ")"
-                 : "";
-  }
-
-  const ConvProblem& p_;
-  const Options& options_;
-  const ExactOperands exact_;
-  const Expected expected_;
-  std::vector<std::unique_ptr<Buffer>> buffers_;
-  Buffer *x_, *w_, *y_, *residual_, *scale_, *shift_, *x_scale_, *x_shift_;
-  double seconds_ = 0;
-};
-
-// --- the command line ---------------------------------------------------------------------------------------------------
 
 bool serves(const Kernel& kernel, const ConvProblem& p) {
   const std::string part = "_" + std::string(kDirectionNames[static_cast<int>(p.direction)]) + "_" +
@@ -340,7 +59,7 @@ bool run_problem(const std::string& problem, const std::string& part_of_name, co
   const ConvProblem p = ConvProblem::parse(problem);
   Flags flags = options.flags;
   flags.unaligned = options.offset * kDTypeSizes[static_cast<int>(p.dtype)] % 16 != 0;
-  std::unique_ptr<Bench> bench;
+  std::unique_ptr<Trial> trial;
   bool right = true;
   for (const Kernel& kernel : kernels()) {
     if (kernel.name.find(part_of_name) == std::string::npos || !serves(kernel, p)) continue;
@@ -350,15 +69,15 @@ bool run_problem(const std::string& problem, const std::string& part_of_name, co
       std::printf("%s%s\n", why.empty() ? "accepted" : "refused: ", why.c_str());
       continue;
     }
-    if (!bench) bench = std::make_unique<Bench>(p, options);
+    if (!trial) trial = std::make_unique<Trial>(p, options);
     std::string wrong;
     try {
-      wrong = bench->check(kernel);
+      wrong = trial->check(kernel);
     } catch (const std::exception& error) {
       wrong = std::string("error: ") + error.what();
     }
     std::printf("%s%s", wrong.empty() ? "ok" : "WRONG ", wrong.c_str());
-    if (options.time && wrong.empty()) print_speed(p, bench->seconds());
+    if (options.time && wrong.empty()) print_speed(p, trial->seconds());
     std::printf("\n");
     right = right && wrong.empty();
   }

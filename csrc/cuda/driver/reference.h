@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "../conv_problem.h"
+#include "../../conv_problem.h"
 
 namespace cnnkern::cuda {
 
