@@ -8,9 +8,9 @@
 namespace cnnkern::cuda {
 
 // A block multiplies [block_m][block_k] by [block_k][block_n], steps of k being under way in stages - 1 copies, and
-// warps_m x warps_n warps share the sums.
+// warps_m x warps_n warps share the sums. `resident` blocks are to fit a multiprocessor, which bounds their registers.
 struct GemmTile {
-  int block_m, block_n, block_k, warps_m, warps_n, stages;
+  int block_m, block_n, block_k, warps_m, warps_n, stages, resident;
 
   constexpr int threads() const { return 32 * warps_m * warps_n; }
   constexpr int warp_m() const { return block_m / warps_m; }

@@ -45,7 +45,8 @@ template <class T, Direction kDirection, int kIndex>
 using ProductOf = Gemm<T, kGemmVariants<T>[kIndex], Major::k, kDirection == Direction::fprop ? Major::k : Major::mn>;
 
 template <class T, Direction kDirection, int kIndex>
-__global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads()) implicit_gemm(const Params<T> o) {
+__global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemmVariants<T>[kIndex].tile.resident)
+implicit_gemm(const Params<T> o) {
   constexpr bool kForward = kDirection == Direction::fprop;
   using Product = ProductOf<T, kDirection, kIndex>;
   constexpr GemmTile kTile = Product::kTile;
@@ -88,7 +89,9 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads()) impli
     if (out_h >= o.out_h || out_w >= o.out_w) return;
     const int64_t pixel = (int64_t{image} * o.out_h + out_h) * o.out_w + out_w;
     const int map = group * o.out_maps + n0 + column;
-    store_vector<kVector>(o.out + pixel * o.out_stride + map, o.epilogue(some, pixel, map));
+    T* const to = o.out + pixel * o.out_stride + map;
+    if constexpr (kForward) store_vector<kVector>(to, o.epilogue(some, pixel, map));
+    else store_vector<kVector>(to, FusedEpilogue<T>{}(some, pixel, map));
   });
 }
 
@@ -107,7 +110,7 @@ template <class T, int kIndex> std::string why_not(const ConvProblem& p, const F
 
 template <class T, int kIndex> std::string rather_not(const ConvProblem& p) {
   const Size size = size_of(p);
-  return rather_not_tile<T>(kGemmVariants<T>[kIndex], [&](const GemmTile& tile) {
+  return rather_not_variant<T>(kIndex, [&](const GemmTile& tile) {
     return expected_time(tile, size.points, size.maps, p.groups * size.residues_h * size.residues_w);
   });
 }

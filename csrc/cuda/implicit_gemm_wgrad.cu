@@ -39,7 +39,8 @@ template <class T> struct Params {
 template <class T, int kIndex> using ProductOf = Gemm<T, kGemmVariants<T>[kIndex], Major::mn, Major::mn>;
 
 template <class T, int kIndex>
-__global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads()) implicit_gemm_wgrad(const Params<T> o) {
+__global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemmVariants<T>[kIndex].tile.resident)
+implicit_gemm_wgrad(const Params<T> o) {
   using Product = ProductOf<T, kIndex>;
   constexpr GemmTile kTile = Product::kTile;
   constexpr int kVector = Product::kVector;
@@ -89,7 +90,7 @@ template <class T, int kIndex> std::string why_not(const ConvProblem& p, const F
 }
 
 template <class T, int kIndex> std::string rather_not(const ConvProblem& p) {
-  return rather_not_tile<T>(kGemmVariants<T>[kIndex], [&](const GemmTile& tile) {
+  return rather_not_variant<T>(kIndex, [&](const GemmTile& tile) {
     const Split split = split_of(p, tile);
     const int64_t columns = p.r * p.s * p.c_per_group();
     return expected_time(tile, p.k_per_group(), columns, p.groups * split.ranges) * static_cast<double>(split.range);

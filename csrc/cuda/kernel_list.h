@@ -11,6 +11,7 @@ void append_depthwise(KernelList& list);
 void append_pointwise(KernelList& list);
 void append_implicit_gemm(KernelList& list);
 void append_implicit_gemm_wgrad(KernelList& list);
+void append_im2col(KernelList& list);
 
 const KernelList& kernels();
 

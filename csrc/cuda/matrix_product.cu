@@ -22,7 +22,8 @@ template <Major kMajor, class T> __device__ auto source_of(const T* matrix, int6
 }
 
 template <class T, Major kMajorA, Major kMajorB, int kIndex>
-__global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads()) matrix_product(const Params<T> params) {
+__global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemmVariants<T>[kIndex].tile.resident)
+matrix_product(const Params<T> params) {
   using Product = Gemm<T, kGemmVariants<T>[kIndex], kMajorA, kMajorB>;
   constexpr GemmTile kTile = Product::kTile;
   constexpr int kVector = Product::kVector;
@@ -40,8 +41,9 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads()) matri
     row += m0;
     column += n0;
     if (row >= o.m || column >= o.n) return;
-    if (o.sums) store_floats(o.sums + (range * o.m + row) * o.n + column, some);
-    else store_vector<kVector>(o.out + row * o.out_stride + column, o.epilogue(some, row, column));
+    if (o.sums) return store_floats(o.sums + (range * o.m + row) * o.n + column, some);
+    if constexpr (kMajorB == Major::k) store_vector<kVector>(o.out + row * o.out_stride + column, o.epilogue(some, row, column));
+    else store_vector<kVector>(o.out + row * o.out_stride + column, FusedEpilogue<T>{}(some, row, column));
   });
 }
 

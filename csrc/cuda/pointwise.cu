@@ -43,7 +43,7 @@ template <class T, int kIndex> std::string why_not(const ConvProblem& p, const F
 
 template <class T, int kIndex> std::string rather_not(const ConvProblem& p) {
   const Size size = size_of(p);
-  return rather_not_tile<T>(kGemmVariants<T>[kIndex], [&](const GemmTile& tile) {
+  return rather_not_variant<T>(kIndex, [&](const GemmTile& tile) {
     const Split split = split_of(p, tile);
     return expected_time(tile, size.m, size.n, split.ranges) * static_cast<double>(split.range);
   });
