@@ -6,11 +6,10 @@
 
 #include <primitives/mma_sm80.h>
 
+#include "gemm_slab.h"
 #include "gemm_tile.h"
 
 namespace cnnkern::cuda {
-
-constexpr int kSlab = 32;
 
 // A fragment [16][kMmaK] of A from row m and column k on.
 template <Major kMajor, class T, int kRows, int kColumns>
