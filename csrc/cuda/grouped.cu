@@ -282,25 +282,23 @@ template <class T, Direction kDirection, int kGroup> void run(const Operands& op
   launch(grouped<T, kDirection, kGroup>, grid, o, call);
 }
 
-template <class T> void append(KernelList& list) {
+template <class T, Direction kDirection> void append(KernelList& list) {
   [&]<int... kGroups>(std::integer_sequence<int, kGroups...>) {
-    const auto add = [&]<int kGroup>() {
-      const std::string tile = std::to_string(kTileMaps<T>) + "x" + std::to_string(kGroup);
-      list.push_back({kernel_name("grouped", Direction::fprop, kDTypeOf<T>, tile), why_not<T, kGroup>, nullptr, nullptr,
-                      run<T, Direction::fprop, kGroup>});
-      list.push_back({kernel_name("grouped", Direction::dgrad, kDTypeOf<T>, tile), why_not<T, kGroup>, nullptr, nullptr,
-                      run<T, Direction::dgrad, kGroup>});
-    };
-    (add.template operator()<kGroups>(), ...);
+    (list.push_back({kernel_name("grouped", kDirection, kDTypeOf<T>, grouped_tile<T>(kGroups)), why_not<T, kGroups>, nullptr,
+                     nullptr, run<T, kDirection, kGroups>}),
+     ...);
   }(GroupSizes{});
 }
 
 }  // namespace
 
 void append_grouped(KernelList& list) {
-  append<float>(list);
-  append<bf16>(list);
-  append<f16>(list);
+  append<float, Direction::fprop>(list);
+  append<bf16, Direction::fprop>(list);
+  append<f16, Direction::fprop>(list);
+  append<float, Direction::dgrad>(list);
+  append<bf16, Direction::dgrad>(list);
+  append<f16, Direction::dgrad>(list);
 }
 
 }  // namespace cnnkern::cuda

@@ -101,6 +101,9 @@ __device__ void fetch_halo(Halo<T> halo, const PointTiles& tiles, const HaloPlac
   }
 }
 
+// The tile in a kernel's name: maps of a block x maps of a group.
+template <class T> std::string grouped_tile(int group) { return std::to_string(kTileMaps<T>) + "x" + std::to_string(group); }
+
 // Why groups cannot be made several at a time; empty if they can.
 template <class T> std::string why_not_grouped(const ConvProblem& p, int group, const Flags& flags) {
   if (p.groups == 1) return "it has no groups";

@@ -9,6 +9,7 @@ namespace cnnkern::cuda {
 
 void append_depthwise(KernelList& list);
 void append_grouped(KernelList& list);
+void append_grouped_wgrad(KernelList& list);
 void append_pointwise(KernelList& list);
 void append_implicit_gemm(KernelList& list);
 void append_implicit_gemm_wgrad(KernelList& list);
