@@ -3,9 +3,9 @@
 // (gemm_sources.h), what becomes of a sum a writer's.
 //
 // A source has
-//   Place<T> at(int i, int row, int column, cursor)   where an element of this step's tile is, or that it is none. Row and
-//                                                     column count within the tile; i is the row's number in the
-//                                                     thread's own list, for what a source keeps per row
+//   Place<T> at(int i, int row, int column, cursor)   where an element of this step's tile is, if there is one: row and
+//                                                     column of the tile; i numbers the thread's own rows, for what
+//                                                     a source keeps of each
 //   float read(const T* from, int column, cursor)     its value, with the prologue
 // and a cursor walks along k: next().
 #pragma once

@@ -25,8 +25,8 @@ constexpr double expected_time(const GemmTile& tile, int64_t m, int64_t n, int64
   return static_cast<double>(ceil_div(blocks, kMultiprocessors)) * tile.block_m * tile.block_n / efficiency(tile);
 }
 
-// How k is split into ranges: enough of them for two blocks on each multiprocessor, each of at least eight steps of k, as
-// long as their float slices fill no more than a quarter of the workspace.
+// How k is split into ranges: enough of them for two blocks on each multiprocessor, each of at least eight steps of k,
+// as long as their float slices fill no more than a quarter of the workspace.
 struct Split { int64_t range, ranges; };
 
 inline Split split(int64_t m, int64_t n, int64_t k, int64_t products, const GemmTile& tile) {

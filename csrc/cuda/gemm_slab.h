@@ -11,9 +11,9 @@ constexpr int kSlab = 32;  // rows of sums that a warp passes through shared mem
 template <int kColumns> constexpr int slab_stride() { return kColumns + 8; }
 template <int kColumns> constexpr int slab_bytes() { return kSlab * slab_stride<kColumns>() * 4; }
 
-// Calls write(row, column, sums) for every kVector neighbouring sums of a slab of one warp, so that neighbouring lanes have
-// neighbouring vectors: whole sectors of memory. fill(put) calls put(row, column, sums) for those that this thread has.
-// The slab at `offset` in shared memory is the warp's alone.
+// Calls write(row, column, sums) for every kVector neighbouring sums of a slab of one warp, so that neighbouring lanes
+// have neighbouring vectors: whole sectors of memory. fill(put) calls put(row, column, sums) for those that this thread
+// has. The slab at `offset` in shared memory is the warp's alone.
 template <int kColumns, int kVector, class Fill, class Write>
 __device__ void through_slab(int offset, Fill fill, Write write) {
   constexpr int kStride = slab_stride<kColumns>(), kVectors = kColumns / kVector, kAtOnce = kVector < 4 ? kVector : 4;

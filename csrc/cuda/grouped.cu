@@ -1,9 +1,9 @@
 // Grouped convolution with 4, 8, 16 or 32 maps a group, fprop and dgrad, on tensor cores.
 //
-//   fprop  y[n,p,q,k]  = epilogue( sum over r,s,c of x[n, p*u - pad + r*l, q*u - pad + s*l, group(k) + c] * w[k,r,s,c] )
+//   fprop  y[n,p,q,k]  = epilogue( sum over r,s,c of x[n, p*u - pad + r*l, q*u - pad + s*l, g(k) + c] * w[k,r,s,c] )
 //   dgrad  dx[n,h,w,c] = sum over r,s,k of c's group of dy[n, (h + pad - r*l)/u, (w + pad - s*l)/u, k] * w[k,r,s,c]
 //
-// x, y: NHWC with pixel strides; w: [K][R][S][G], G maps a group.
+// x, y: NHWC with pixel strides; w: [K][R][S][G], G maps a group; g(k): the first map of k's group.
 //
 // A tensor core makes 8 columns from 8 maps at a time (16 in 16-bit types), so the filters of neighbouring groups are a
 // matrix with a block for each group on its diagonal, and only the diagonal is multiplied: for each 8 maps written, the
@@ -12,19 +12,19 @@
 // for each pixel, so a tap is another set of addresses. The filter stays in shared memory as fragments, for all tiles
 // that the block makes.
 //
-// Maps of a neighbouring group must not be multiplied by zero, for they may be infinite. Where a fragment of A has 16 maps
-// of two groups of 8, its halves are multiplied apart. A group of 4 has half of the columns, too: each product is made
-// with the one half of the maps and with the other, in sums apart, and each column is taken from its own.
+// Maps of a neighbouring group must not be multiplied by zero, for they may be infinite. Where a fragment of A has 16
+// maps of two groups of 8, its halves are multiplied apart. A group of 4 has half of the columns, too: each product is
+// made with the one half of the maps and with the other, in sums apart, and each column is taken from its own.
 //
 // Bound: bytes of x and y once, the margin coming from L2. ResNeXt-50's 3x3 with 128 maps in 32 groups at 56x56, N=256,
-// in bf16: 411 MB, 96 us on an H200 at 4.3 TB/s; 3.7 Gflop, 15 with the columns and halves that are for nothing.
-#include "grouped.h"
-
+// in bf16: 411 MB, 96 us on an H200 at 4.3 TB/s; 7.4 Gflop, 30 with the columns and halves that are for nothing, 62 us
+// at 0.6 of 790 TFLOP/s.
 #include <primitives/epilogue.h>
 #include <primitives/launcher.h>
 #include <primitives/mma_sm80.h>
 
 #include "gemm_slab.h"
+#include "grouped.h"
 #include "kernel_list.h"
 
 namespace cnnkern::cuda {
@@ -32,11 +32,11 @@ namespace {
 
 // How G maps a group are made of fragments.
 template <class T, int kGroup> struct Fragments {
-  static constexpr int kColumns = kTileMaps<T> / 8;                             // fragments of B beside each other
-  static constexpr int kDeep = std::max(kGroup / kMmaK<T>, 1);                  // and below each other, for one column
-  static constexpr int kOfTap = kColumns * kDeep * 32;                          // registers' pairs of all lanes
-  static constexpr int kSums = kGroup == 4 ? 2 : 1;                             // for each column
-  static constexpr int kLeft = kTileMaps<T> / kMmaK<T>;                         // fragments of A beside each other
+  static constexpr int kColumns = kTileMaps<T> / 8;             // fragments of B beside each other
+  static constexpr int kDeep = std::max(kGroup / kMmaK<T>, 1);  // and below each other, for one column
+  static constexpr int kOfTap = kColumns * kDeep * 32;          // registers' pairs of all lanes
+  static constexpr int kSums = kGroup == 4 ? 2 : 1;             // for each column
+  static constexpr int kLeft = kTileMaps<T> / kMmaK<T>;         // fragments of A beside each other
 };
 
 template <class T> struct Params {
@@ -52,10 +52,11 @@ template <class T> struct Params {
   Divider residues_w, residues_h, tiles_of_maps;
 };
 
-// Lays the filter out as fragments of B: [taps][columns][deep][lane] pairs of registers. Row k of a fragment is a map read,
-// column n one written; where they are of different groups, and beyond the last map, is zero.
+// Lays the filter out as fragments of B: [taps][columns][deep][lane] pairs of registers. Row k of a fragment is a map
+// read, column n one written; where they are of different groups, and beyond the last map, is zero.
 template <class T, int kGroup, bool kForward>
-__device__ void fetch_filters(Shared<uint32_t> to, const Params<T>& o, const LatticeAxis& h, const LatticeAxis& w, int map) {
+__device__ void fetch_filters(Shared<uint32_t> to, const Params<T>& o, const LatticeAxis& h, const LatticeAxis& w,
+                              int map) {
   using Part = Fragments<T, kGroup>;
   constexpr int kPerRegister = 4 / static_cast<int>(sizeof(T));
   const int pairs = h.taps * w.taps * Part::kOfTap;
@@ -63,8 +64,9 @@ __device__ void fetch_filters(Shared<uint32_t> to, const Params<T>& o, const Lat
     const int lane = i % 32, deep = i / 32 % Part::kDeep, column = i / (32 * Part::kDeep) % Part::kColumns;
     const int tap = i / Part::kOfTap, r = h.first_tap + tap / w.taps * h.tap_increment;
     const int s = w.first_tap + tap % w.taps * w.tap_increment;
-    const int n = column * 8 + lane / 4;                                     // within the block's maps
-    const int first = (kGroup < 8 ? column * 8 : n / kGroup * kGroup) + deep * kMmaK<T>;  // that a fragment's rows are from
+    const int n = column * 8 + lane / 4;  // within the block's maps
+    const int first =
+        (kGroup < 8 ? column * 8 : n / kGroup * kGroup) + deep * kMmaK<T>;  // that a fragment's rows are from
     Vector<uint32_t, 2> pair;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -97,13 +99,13 @@ __device__ void multiply_tap(float (&sums)[Fragments<T, kGroup>::kColumns][Fragm
         mma<T>(sums[j][0], left[j * 8 / kGroup * kGroup / kMmaK<T> + deep], right[j][deep]);
     } else if constexpr (sizeof(T) == 2) {  // 8 of the 16 maps of a fragment, and for groups of 4 those of one of them
       const uint32_t* half = &left[j / 2][j % 2 * 2];
-      const uint32_t only[2] = {right[j][0][0], 0};
+      const uint32_t filter = right[j][0][0];
       if constexpr (kGroup == 8) {
-        mma<T>(sums[j][0], {half[0], half[1], 0, 0}, only);
+        mma_half<T>(sums[j][0], {half[0], half[1]}, filter);
       } else {
         const bool first = threadIdx.x % 4 < 2;
-        mma<T>(sums[j][0], {first ? half[0] : 0, first ? half[1] : 0, 0, 0}, only);
-        mma<T>(sums[j][1], {first ? 0 : half[0], first ? 0 : half[1], 0, 0}, only);
+        mma_half<T>(sums[j][0], {first ? half[0] : 0, first ? half[1] : 0}, filter);
+        mma_half<T>(sums[j][1], {first ? 0 : half[0], first ? 0 : half[1]}, filter);
       }
     } else {  // float, groups of 4: each is half of a fragment
       mma<T>(sums[j][0], {left[j][0], left[j][1], 0, 0}, right[j][0]);
@@ -136,14 +138,22 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroup == 4 ? 2 : 3) grouped(
   const int tiles = o.tiles.tiles_n * o.tiles.tiles_h * o.tiles.tiles_w;
   for (int tile = sweep; tile < tiles; tile += o.sweeps) {
     int at = tile;
-    const int column0 = o.tiles.by_tiles_w.split(at) * o.tiles.columns, row0 = o.tiles.by_tiles_h.split(at) * o.tiles.rows;
+    const int column0 = o.tiles.by_tiles_w.split(at) * o.tiles.columns,
+              row0 = o.tiles.by_tiles_h.split(at) * o.tiles.rows;
     const int image0 = at * o.tiles.images;
-    const HaloPlace place{image0, row0 * h.in_step + h.in_first + least_h, column0 * w.in_step + w.in_first + least_w,
-                          o.images, o.in_h, o.in_w, map, o.maps - map};
+    const HaloPlace place{image0,
+                          row0 * h.in_step + h.in_first + least_h,
+                          column0 * w.in_step + w.in_first + least_w,
+                          o.images,
+                          o.in_h,
+                          o.in_w,
+                          map,
+                          o.maps - map};
     fetch_halo(halo, o.tiles, place, o.in, o.in_stride);
     commit_copies();
 
-    int slot[2];  // of this lane's row of each fragment of A, for the least tap; points that are none read the first slot
+    int slot
+        [2];  // of this lane's row of each fragment of A, for the least tap; points that are none read the first slot
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const TilePoint point = point_of(o.tiles, warp * 32 + i * 16 + lane % 16);
@@ -168,7 +178,8 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroup == 4 ? 2 : 3) grouped(
         uint32_t left[Part::kLeft][4];
         const int from = slot[i] < 0 ? 0 : slot[i] + step;
 #pragma unroll
-        for (int j = 0; j < Part::kLeft; ++j) load_matrices(left[j], halo.at(from, j * kMmaK<T> + lane / 16 * kWidest<T>));
+        for (int j = 0; j < Part::kLeft; ++j)
+          load_matrices(left[j], halo.at(from, j * kMmaK<T> + lane / 16 * kWidest<T>));
         multiply_tap<T, kGroup>(sums[i], left, right);
       }
     }
@@ -184,8 +195,8 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroup == 4 ? 2 : 3) grouped(
               const bool second = Part::kSums == 2 && lane % 4 >= 2;  // columns of the second group
 #pragma unroll
               for (int e = 0; e < 4; e += 2) {
-                const float(&first)[4] = sums[i][j][0];
-                const float(&last)[4] = sums[i][j][Part::kSums - 1];
+                const float (&first)[4] = sums[i][j][0];
+                const float (&last)[4] = sums[i][j][Part::kSums - 1];
                 put(i * 16 + e * 4 + lane / 4, j * 8 + lane % 4 * 2,
                     Vector<float, 2>{second ? last[e] : first[e], second ? last[e + 1] : first[e + 1]});
               }
@@ -197,7 +208,8 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroup == 4 ? 2 : 3) grouped(
           const int image = image0 + point.image;
           const int out_h = (row0 + point.row) * h.out_step + h.out_first;
           const int out_w = (column0 + point.column) * w.out_step + w.out_first;
-          if (!point.valid || image >= o.images || out_h >= o.out_h || out_w >= o.out_w || map + column >= o.maps) return;
+          if (!point.valid || image >= o.images || out_h >= o.out_h || out_w >= o.out_w || map + column >= o.maps)
+            return;
           const int64_t pixel = (int64_t{image} * o.out_h + out_h) * o.out_w + out_w;
           T* const to = o.out + (pixel * o.out_stride + map + column);
           if constexpr (kForward) store_vector<kWidest<T>>(to, o.epilogue(some, pixel, map + column));
@@ -207,7 +219,7 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroup == 4 ? 2 : 3) grouped(
   }
 }
 
-// --- host -------------------------------------------------------------------------------------------------------------
+// --- host ------------------------------------------------------------------------------------------------------------
 
 int increment(int64_t stride, int64_t dilation) { return static_cast<int>(stride / std::gcd(stride, dilation)); }
 
@@ -243,13 +255,14 @@ template <class T, Direction kDirection, int kGroup> void run(const Operands& op
   const ConvProblem& p = call.problem;
   const auto narrow = [](int64_t v) { return static_cast<int>(v); };
   const PointTiles tiles = tiles_of(p);
-  const int64_t residues_h = kForward ? 1 : std::min(p.stride_h, p.h), residues_w = kForward ? 1 : std::min(p.stride_w, p.w);
+  const int64_t residues_h = kForward ? 1 : std::min(p.stride_h, p.h),
+                residues_w = kForward ? 1 : std::min(p.stride_w, p.w);
   const int64_t tiles_of_maps = ceil_div(p.c, kTileMaps<T>), lattices = tiles_of_maps * residues_h * residues_w;
   // A block lays the filters out once, so there are no more blocks than fill the card a few times.
   const int64_t sweeps = std::min(tiles.count(), std::max<int64_t>(1, 8 * kMultiprocessors / lattices));
   const int filters = narrow(filter_bytes<T, kGroup>(p));
-  const int halo = std::max(tiles.images * tiles.halo_h * tiles.halo_w * 128,
-                            kGroupedThreads / 32 * slab_bytes<kTileMaps<T>>());
+  const int halo =
+      std::max(tiles.images * tiles.halo_h * tiles.halo_w * 128, kGroupedThreads / 32 * slab_bytes<kTileMaps<T>>());
   const Params<T> o{.in = static_cast<const T*>(kForward ? operands.x : operands.y),
                     .w = static_cast<const T*>(operands.w),
                     .out = static_cast<T*>(kForward ? operands.y : operands.x),
@@ -284,8 +297,8 @@ template <class T, Direction kDirection, int kGroup> void run(const Operands& op
 
 template <class T, Direction kDirection> void append(KernelList& list) {
   [&]<int... kGroups>(std::integer_sequence<int, kGroups...>) {
-    (list.push_back({kernel_name("grouped", kDirection, kDTypeOf<T>, grouped_tile<T>(kGroups)), why_not<T, kGroups>, nullptr,
-                     nullptr, run<T, kDirection, kGroups>}),
+    (list.push_back({kernel_name("grouped", kDirection, kDTypeOf<T>, grouped_tile<T>(kGroups)), why_not<T, kGroups>,
+                     nullptr, nullptr, run<T, kDirection, kGroups>}),
      ...);
   }(GroupSizes{});
 }

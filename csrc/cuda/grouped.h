@@ -10,7 +10,7 @@
 #include <numeric>
 
 #include "gemm_pick.h"
-#include "implicit_gemm.h"
+#include "gemm_variants.h"
 #include "lattice.h"
 
 namespace cnnkern::cuda {
@@ -21,8 +21,8 @@ template <class T> constexpr int kTileMaps = 128 / static_cast<int>(sizeof(T));
 constexpr int kPoints = 128, kGroupedThreads = 128;  // of a tile, at most
 constexpr int kMostHaloBytes = 80 * 1024;            // so that two blocks fit a multiprocessor with 164 KiB
 
-// Tiles of a lattice: images x rows x columns of its points, more than one image only where a tile holds all its rows and
-// columns. Of the input a tile reads a halo of halo_h x halo_w pixels of each image.
+// Tiles of a lattice: images x rows x columns of its points, more than one image only where a tile holds all its rows
+// and columns. Of the input a tile reads a halo of halo_h x halo_w pixels of each image.
 struct PointTiles {
   int images = 0, rows = 0, columns = 0;
   int halo_h = 0, halo_w = 0;
@@ -45,13 +45,14 @@ inline PointTiles choose_tiles(int64_t n, int64_t rows, int64_t columns, int64_t
     const int64_t halo_h = (h - 1) * in_step_h + span_h + 1, halo_w = (w - 1) * in_step_w + span_w + 1;
     if (images * halo_h * halo_w * 128 > kMostHaloBytes) continue;
     const int64_t tiles_n = ceil_div(n, images), tiles_h = ceil_div(rows, h), tiles_w = ceil_div(columns, w);
-    const double cost = static_cast<double>(tiles_n * tiles_h * tiles_w) *
-                        static_cast<double>(images * halo_h * halo_w + kPoints);  // all points are computed and some written
+    const double cost =
+        static_cast<double>(tiles_n * tiles_h * tiles_w) *
+        static_cast<double>(images * halo_h * halo_w + kPoints);  // all points are computed and some written
     if (best.images && cost >= least) continue;
     least = cost;
     const auto narrow = [](int64_t v) { return static_cast<int>(v); };
-    best = {narrow(images),  narrow(h),       narrow(w),       narrow(halo_h),  narrow(halo_w),
-            narrow(tiles_n), narrow(tiles_h), narrow(tiles_w), Divider(w),      Divider(h),
+    best = {narrow(images),  narrow(h),       narrow(w),        narrow(halo_h),  narrow(halo_w),
+            narrow(tiles_n), narrow(tiles_h), narrow(tiles_w),  Divider(w),      Divider(h),
             Divider(halo_w), Divider(halo_h), Divider(tiles_w), Divider(tiles_h)};
   }
   return best;
@@ -69,13 +70,14 @@ __device__ inline TilePoint point_of(const PointTiles& tiles, int i) {
   return {rest, row, column, rest < tiles.images};
 }
 
-// The input of one tile in shared memory: [slots][kTileMaps<T>], a slot being a pixel. A slot is a line of 128 bytes, whose
-// 8 chunks are turned by the slot's number, so that the same chunk of 8 neighbouring pixels is in 8 different places.
+// The input of one tile in shared memory: [slots][kTileMaps<T>], a slot being a pixel. A slot is a line of 128 bytes,
+// whose 8 chunks are turned by the slot's number, so that the same chunk of 8 neighbouring pixels is in 8 different
+// places.
 template <class T> struct Halo {
   Shared<T> at_;
 
   __device__ Shared<T> at(int slot, int map) const {
-    return at_ + (slot * kTileMaps<T> + ((map / kWidest<T>) ^ (slot % 8)) * kWidest<T> + map % kWidest<T>);
+    return at_ + (slot * kTileMaps<T> + ((map / kWidest<T>)^(slot % 8)) * kWidest<T> + map % kWidest<T>);
   }
 };
 
@@ -95,19 +97,23 @@ __device__ void fetch_halo(Halo<T> halo, const PointTiles& tiles, const HaloPlac
     int rest = slot;
     const int w = place.w + tiles.by_halo_w.split(rest), h = place.h + tiles.by_halo_h.split(rest);
     const int image = place.image + rest;
-    const bool valid = image < place.images && h >= 0 && h < place.height && w >= 0 && w < place.width && map < place.maps;
+    const bool valid =
+        image < place.images && h >= 0 && h < place.height && w >= 0 && w < place.width && map < place.maps;
     const int64_t pixel = valid ? (int64_t{image} * place.height + h) * place.width + w : 0;
     copy_async<16>(halo.at(slot, map), from + (pixel * stride + place.map + map), valid);
   }
 }
 
 // The tile in a kernel's name: maps of a block x maps of a group.
-template <class T> std::string grouped_tile(int group) { return std::to_string(kTileMaps<T>) + "x" + std::to_string(group); }
+template <class T> std::string grouped_tile(int group) {
+  return std::to_string(kTileMaps<T>) + "x" + std::to_string(group);
+}
 
 // Why groups cannot be made several at a time; empty if they can.
 template <class T> std::string why_not_grouped(const ConvProblem& p, int group, const Flags& flags) {
   if (p.groups == 1) return "it has no groups";
-  if (p.c_per_group() != group || p.k_per_group() != group) return "groups are not of " + std::to_string(group) + " maps";
+  if (p.c_per_group() != group || p.k_per_group() != group)
+    return "groups are not of " + std::to_string(group) + " maps";
   if (flags.unaligned) return "an operand does not begin at a multiple of 16 bytes";
   if (p.c % kWidest<T> || p.x_stride() % kWidest<T> || p.y_stride() % kWidest<T>)
     return "maps and pixel strides are no multiples of " + std::to_string(kWidest<T>);

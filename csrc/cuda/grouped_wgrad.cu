@@ -1,18 +1,20 @@
 // Grouped convolution with 4, 8, 16 or 32 maps a group, wgrad, on tensor cores.
 //
-//   wgrad  dw[k,r,s,c] = sum over n,p,q of dy[n,p,q,k] * x[n, p*u - pad + r*l, q*u - pad + s*l, group(k) + c]
+//   wgrad  dw[k,r,s,c] = sum over n,p,q of dy[n,p,q,k] * x[n, p*u - pad + r*l, q*u - pad + s*l, g(k) + c]
 //
-// x, y: NHWC with pixel strides; dw: [K][R][S][G], G maps a group.
+// x, y: NHWC with pixel strides; dw: [K][R][S][G], G maps a group; g(k): the first map of k's group.
 //
-// A block has 128 bytes of maps, up to kTaps taps and every ranges-th tile of up to 128 pixels of y. It brings a tile's dy
-// and, once for all taps, the x around it (grouped.h). A warp has 16 maps of y and multiplies them by the maps of x of
-// their groups, 16 or 32 of them: products of a map with one of another group are in sums that are not written. The sums
-// stay in registers over all tiles; then each block writes them to a float slice, and slices.cu adds those in order.
+// A block has 128 bytes of maps, up to kTaps taps and every ranges-th tile of up to 128 pixels of y. It brings a tile's
+// dy and, once for all taps, the x around it (grouped.h). A warp has 16 maps of y and multiplies them by the maps of x
+// of their groups, 16 or 32 of them: products of a map with one of another group are in sums that are not written. The
+// sums stay in registers over all tiles; then each block writes them to a float slice, and slices.cu adds those in
+// order.
 //
-// Pixels that are none are zero in dy and read a slot of zeros in x, whatever the tap, for what is there may be infinite.
+// Pixels that are none are zero in dy and read a slot of zeros in x, whatever the tap, for what is there may be
+// infinite.
 //
-// Bound: bytes of x and y once, the margin and further taps coming from L2. ResNeXt-50's 3x3 with 128 maps in 32 groups at
-// 56x56, N=256, in bf16: 411 MB, 96 us on an H200 at 4.3 TB/s.
+// Bound: bytes of x and y once, the margin and further taps coming from L2. ResNeXt-50's 3x3 with 128 maps in 32 groups
+// at 56x56, N=256, in bf16: 411 MB, 96 us on an H200 at 4.3 TB/s.
 #include <primitives/launcher.h>
 #include <primitives/mma_sm80.h>
 
@@ -24,10 +26,10 @@ namespace cnnkern::cuda {
 namespace {
 
 template <class T, int kGroup> struct Fragments {
-  static constexpr int kWarpsOfMaps = kTileMaps<T> / 16;                    // warps with different maps of y
-  static constexpr int kParts = kGroupedThreads / 32 / kWarpsOfMaps;        // the others share the pixels out
-  static constexpr int kColumns = std::max(kGroup, 16) / 8;                 // fragments of B: 8 maps of x each
-  static constexpr int kTaps = kGroup <= 16 ? 9 : 5;                        // whose sums fit the registers
+  static constexpr int kWarpsOfMaps = kTileMaps<T> / 16;              // warps with different maps of y
+  static constexpr int kParts = kGroupedThreads / 32 / kWarpsOfMaps;  // the others share the pixels out
+  static constexpr int kColumns = std::max(kGroup, 16) / 8;           // fragments of B: 8 maps of x each
+  static constexpr int kTaps = kGroup <= 16 ? 9 : 5;                  // whose sums fit the registers
 };
 
 template <class T> struct Params {
@@ -53,8 +55,8 @@ template <class T> __device__ void load_dy(uint32_t (&to)[4], Halo<T> dy, int po
   }
 }
 
-// Two fragments of B: 16 maps of x from `map` on, of this lane's slots: of pixel lane % 16 or, in float, of lane % 4 and of
-// that + 4.
+// Two fragments of B: 16 maps of x from `map` on, of this lane's slots: of pixel lane % 16 or, in float, of lane % 4
+// and of that + 4.
 template <class T> __device__ void load_x(uint32_t (&to)[2][2], Halo<T> x, const int (&slot)[2], int map) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   if constexpr (sizeof(T) == 2) {
@@ -81,19 +83,23 @@ template <class T, int kGroup> __global__ void __launch_bounds__(kGroupedThreads
   // dy's tile, x's halo, and a slot of zeros.
   const Halo<T> dy{shared_memory<T>()}, x{shared_memory<T>(kPoints * 128)};
   const int nothing = o.tiles.slots();
-  if (threadIdx.x < 8) x.at(nothing, static_cast<int>(threadIdx.x) * kWidest<T>).template store_vector<kWidest<T>>(0, {});
+  if (threadIdx.x < 8)
+    x.at(nothing, static_cast<int>(threadIdx.x) * kWidest<T>).template store_vector<kWidest<T>>(0, {});
 
   float sums[Part::kTaps][Part::kColumns][4] = {};
   const int tiles = o.tiles.tiles_n * o.tiles.tiles_h * o.tiles.tiles_w;
   for (int tile = range; tile < tiles; tile += o.ranges) {
     int at = tile;
-    const int column0 = o.tiles.by_tiles_w.split(at) * o.tiles.columns, row0 = o.tiles.by_tiles_h.split(at) * o.tiles.rows;
+    const int column0 = o.tiles.by_tiles_w.split(at) * o.tiles.columns,
+              row0 = o.tiles.by_tiles_h.split(at) * o.tiles.rows;
     const int image0 = at * o.tiles.images;
     const auto there = [&](const TilePoint& point) {
       return point.valid && image0 + point.image < o.images && row0 + point.row < o.p && column0 + point.column < o.q;
     };
-    fetch_halo(x, o.tiles, {image0, row0 * o.stride_h - o.pad_top, column0 * o.stride_w - o.pad_left, o.images, o.h, o.w,
-                            map, o.maps - map}, o.x, o.x_stride);
+    fetch_halo(x, o.tiles,
+               {image0, row0 * o.stride_h - o.pad_top, column0 * o.stride_w - o.pad_left, o.images, o.h, o.w, map,
+                o.maps - map},
+               o.x, o.x_stride);
     const int chunk = static_cast<int>(threadIdx.x) % 8 * kWidest<T>;
     for (int i = static_cast<int>(threadIdx.x) / 8; i < kPoints; i += kGroupedThreads / 8) {
       const TilePoint point = point_of(o.tiles, i);
@@ -150,7 +156,7 @@ template <class T, int kGroup> __global__ void __launch_bounds__(kGroupedThreads
   }
 }
 
-// --- host -------------------------------------------------------------------------------------------------------------
+// --- host ------------------------------------------------------------------------------------------------------------
 
 PointTiles tiles_of(const ConvProblem& p) {
   return choose_tiles(p.n, p.p(), p.q(), p.stride_h, p.stride_w, (p.r - 1) * p.dilation_h, (p.s - 1) * p.dilation_w);
@@ -211,7 +217,8 @@ template <class T, int kGroup> void run(const Operands& operands, const Call& ca
                     .tiles_of_maps = Divider(tiles_of_maps),
                     .blocks_of_taps = Divider(blocks_of_taps)};
   const int slots = kPoints + tiles.images * tiles.halo_h * tiles.halo_w + 1;
-  const Grid grid{.x = tiles_of_maps * blocks_of_taps * ranges, .threads = kGroupedThreads, .shared_bytes = slots * 128};
+  const Grid grid{
+      .x = tiles_of_maps * blocks_of_taps * ranges, .threads = kGroupedThreads, .shared_bytes = slots * 128};
   launch(grouped_wgrad<T, kGroup>, grid, o, call);
   const int64_t count = slice_count<T, kGroup>(p);
   add_slices(slices, filter_size(p), count, static_cast<T*>(operands.w), call);
@@ -220,8 +227,8 @@ template <class T, int kGroup> void run(const Operands& operands, const Call& ca
 
 template <class T> void append(KernelList& list) {
   [&]<int... kGroups>(std::integer_sequence<int, kGroups...>) {
-    (list.push_back({kernel_name("grouped", Direction::wgrad, kDTypeOf<T>, grouped_tile<T>(kGroups)), why_not<T, kGroups>,
-                     nullptr, workspace_bytes<T, kGroups>, run<T, kGroups>}),
+    (list.push_back({kernel_name("grouped", Direction::wgrad, kDTypeOf<T>, grouped_tile<T>(kGroups)),
+                     why_not<T, kGroups>, nullptr, workspace_bytes<T, kGroups>, run<T, kGroups>}),
      ...);
   }(GroupSizes{});
 }

@@ -1,6 +1,6 @@
-// im2col: the textbook convolution. The pixels under each position of the filter are written out as a row of a matrix, and
-// the convolution is a product of matrices (Chellapilla, Puri and Simard, "High performance convolutional neural networks
-// for document processing", IWFHR 2006).
+// im2col: the textbook convolution. The pixels under each position of the filter are written out as a row of a matrix,
+// and the convolution is a product of matrices (Chellapilla, Puri and Simard, "High performance convolutional neural
+// networks for document processing", IWFHR 2006).
 //
 //   columns[n,p,q][r,s,c] = prologue(x[n, p*u - pad + r*l, q*u - pad + s*l, c]), or 0 beyond the image
 //
@@ -9,12 +9,12 @@
 //   dgrad  dcolumns[pixel][rsc] = sum over k of dy[pixel][k] * w[k][rsc],  and each element of dx is the sum of the
 //                                 elements of dcolumns that were copied from it (col2im), in float
 //
-// x, y: NHWC with pixel strides; w: [K][R][S][C]. The columns are R * S times as large as x, so a few images are done at a
-// time, as many as have room in half of the workspace.
+// x, y: NHWC with pixel strides; w: [K][R][S][C]. The columns are R * S times as large as x, so a few images are done
+// at a time, as many as have room in half of the workspace.
 //
-// Bound: R*S times x written and read again: ResNet's 3x3 with 64 maps at 56x56, N=256, in bf16: 59 Gflop, 103 MB of x and
-// as much of y, and 1.85 GB of columns: 0.43 ms to write and as long to read on an H200 at 4.3 TB/s, against 75 us for the
-// product. The implicit GEMMs are this without the columns.
+// Bound: R*S times x written and read again: ResNet's 3x3 with 64 maps at 56x56, N=256, in bf16: 59 Gflop, 103 MB of x
+// and as much of y, and 0.92 GB of columns: 0.22 ms to write and as long to read on an H200 at 4.3 TB/s, against 75 us
+// for the product. The implicit GEMMs are this without the columns.
 #include <primitives/divide.h>
 #include <primitives/launcher.h>
 
@@ -27,7 +27,7 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// --- columns ----------------------------------------------------------------------------------------------------------
+// --- columns ---------------------------------------------------------------------------------------------------------
 
 struct Geometry {
   int h, w, p, q, r, s, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, x_stride;
@@ -89,17 +89,18 @@ template <class T> __global__ void __launch_bounds__(kThreads) col2im(const Gath
 
 Geometry geometry_of(const ConvProblem& p, int64_t elements) {
   const auto narrow = [](int64_t v) { return static_cast<int>(v); };
-  return {narrow(p.h),          narrow(p.w),          narrow(p.p()),      narrow(p.q()),
-          narrow(p.r),          narrow(p.s),          narrow(p.stride_h), narrow(p.stride_w),
-          narrow(p.pad_top),    narrow(p.pad_left),   narrow(p.dilation_h), narrow(p.dilation_w),
-          narrow(p.x_stride()), Divider(p.c),         Divider(p.s),       Divider(p.r),
-          Divider(p.q()),       Divider(p.p()),       Divider(p.w),       Divider(p.h),
-          elements};
+  return {narrow(p.h),          narrow(p.w),          narrow(p.p()),
+          narrow(p.q()),        narrow(p.r),          narrow(p.s),
+          narrow(p.stride_h),   narrow(p.stride_w),   narrow(p.pad_top),
+          narrow(p.pad_left),   narrow(p.dilation_h), narrow(p.dilation_w),
+          narrow(p.x_stride()), Divider(p.c),         Divider(p.s),
+          Divider(p.r),         Divider(p.q()),       Divider(p.p()),
+          Divider(p.w),         Divider(p.h),         elements};
 }
 
 Grid grid_of(int64_t elements) { return {.x = ceil_div(elements, kThreads), .threads = kThreads}; }
 
-// --- how the batch is split -----------------------------------------------------------------------------------------------
+// --- how the batch is split ------------------------------------------------------------------------------------------
 
 int64_t columns_of(const ConvProblem& p) { return p.r * p.s * p.c; }
 int64_t pixels_of_image(const ConvProblem& p) { return p.p() * p.q(); }
@@ -108,9 +109,7 @@ int64_t column_bytes_of_image(const ConvProblem& p) {
   const int64_t size = p.direction == Direction::dgrad ? 4 : kDTypeSizes[static_cast<int>(p.dtype)];
   return pixels_of_image(p) * columns_of(p) * size;
 }
-int64_t images_at_once(const ConvProblem& p) {
-  return std::min(p.n, kMostWorkspace / 2 / column_bytes_of_image(p));
-}
+int64_t images_at_once(const ConvProblem& p) { return std::min(p.n, kMostWorkspace / 2 / column_bytes_of_image(p)); }
 int64_t column_bytes(const ConvProblem& p) {  // so that what follows in the workspace is aligned as well
   return ceil_div(images_at_once(p) * column_bytes_of_image(p), 256) * 256;
 }
@@ -122,7 +121,8 @@ template <class T> Split split_of(const ConvProblem& p) {
 }
 template <class T> int64_t slice_count(const ConvProblem& p) {
   const int64_t images = images_at_once(p), range = split_of<T>(p).range;
-  return p.n / images * ceil_div(images * pixels_of_image(p), range) + ceil_div(p.n % images * pixels_of_image(p), range);
+  return p.n / images * ceil_div(images * pixels_of_image(p), range) +
+         ceil_div(p.n % images * pixels_of_image(p), range);
 }
 
 template <class T> int64_t workspace_bytes(const ConvProblem& p) {
@@ -133,13 +133,14 @@ template <class T> int64_t workspace_bytes(const ConvProblem& p) {
 template <class T> std::string why_not(const ConvProblem& p, const Flags&) {
   if (p.groups > 1) return "it has groups";
   if (const std::string reason = beyond_32_bits(p); !reason.empty()) return reason;
-  if (images_at_once(p) == 0 || workspace_bytes<T>(p) > kMostWorkspace) return "the workspace is too small for its columns";
+  if (images_at_once(p) == 0 || workspace_bytes<T>(p) > kMostWorkspace)
+    return "the workspace is too small for its columns";
   return "";
 }
 
 std::string rather_not(const ConvProblem&) { return "the columns are written and read again"; }
 
-// --- the three directions -----------------------------------------------------------------------------------------------
+// --- the three directions --------------------------------------------------------------------------------------------
 
 bool aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 

@@ -8,7 +8,9 @@ namespace cnnkern::cuda {
 const KernelList& kernels() {
   static const KernelList list = [] {
     KernelList all;
-    for (const auto append : {append_depthwise, append_grouped, append_grouped_wgrad, append_pointwise, append_implicit_gemm, append_implicit_gemm_wgrad, append_im2col}) append(all);
+    for (const auto append : {append_depthwise, append_grouped, append_grouped_wgrad, append_pointwise,
+                              append_implicit_gemm, append_implicit_gemm_wgrad, append_im2col})
+      append(all);
     return all;
   }();
   return list;

@@ -9,8 +9,8 @@ namespace cnnkern::cuda {
 // step of input pixels from the one before. Point i reads pixel  i * in_step + in_first + tap * tap_step.
 struct LatticeAxis {
   int in_step, in_first, tap_step;
-  int out_step, out_first;               // point i is output pixel i * out_step + out_first
-  int taps, first_tap, tap_increment;    // which taps of the filter these are
+  int out_step, out_first;             // point i is output pixel i * out_step + out_first
+  int taps, first_tap, tap_increment;  // which taps of the filter these are
 };
 
 // The axis of y in fprop.

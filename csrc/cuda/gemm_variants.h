@@ -61,8 +61,8 @@ template <class T> std::string why_not_gemm(const GemmVariant& variant, const Co
   return beyond_32_bits(p);
 }
 
-// The variant of some math and loads whose tile is expected to be the fastest. time(tile): expected_time, times what else
-// differs from tile to tile.
+// The variant of some math and loads whose tile is expected to be the fastest. time(tile): expected_time, times what
+// else differs from tile to tile.
 template <class T, class Time> int best_variant(Math math, Loads loads, Time time) {
   int best = -1;
   for (int i = 0; i < static_cast<int>(kGemmVariants<T>.size()); ++i) {
