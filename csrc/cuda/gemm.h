@@ -3,9 +3,9 @@
 // (gemm_sources.h), what becomes of a sum a writer's.
 //
 // A source has
-//   Place<T> at(int i, int row, int column, cursor)   where an element of this step's tile is, or that it is none. Row and
-//                                                     column count within the tile; i is the row's number in the
-//                                                     thread's own list, for what a source keeps per row
+//   Place<T> at(int i, int row, int column, cursor)   where an element of this step's tile is, if there is one: row and
+//                                                     column of the tile; i numbers the thread's own rows, for what
+//                                                     a source keeps of each
 //   float read(const T* from, int column, cursor)     its value, with the prologue
 // and a cursor walks along k: next().
 #pragma once
@@ -62,8 +62,7 @@ template <class T, GemmVariant kVariant, Major kMajorA, Major kMajorB> class Gem
   static constexpr int kRowsA = Rows<TileA>::kCount, kRowsB = Rows<TileB>::kCount;
 
   static constexpr int kStageBytes = TileA::kBytes + TileB::kBytes;
-  static constexpr int kSlabStride = kTile.warp_n() + 8;  // floats; rows are 8 banks apart, so 4 rows of 4 pairs meet none
-  static constexpr int kSlabBytes = kSlab * kSlabStride * 4;
+  static constexpr int kSlabBytes = slab_bytes<kTile.warp_n()>();
   static constexpr int kSharedBytes = std::max(kTile.stages * kStageBytes, kThreads / 32 * kSlabBytes);
 
   // sums += the product over `steps` steps of the cursor.
@@ -91,41 +90,19 @@ template <class T, GemmVariant kVariant, Major kMajorA, Major kMajorB> class Gem
     __syncthreads();  // the stages' memory becomes the slabs'
   }
 
-  // Calls write(row, column, sums) for every kVector neighbouring sums of the block's tile. They go through shared
-  // memory, 32 rows of a warp at a time, so that neighbouring lanes write neighbouring vectors: whole sectors of memory.
+  // Calls write(row, column, sums) for every kVector neighbouring sums of the block's tile.
   template <class Write> static __device__ void store(const Sums& sums, Write write) {
-    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
-    const Shared<float> slab = shared_memory<float>(warp * kSlabBytes);
+    const int warp = static_cast<int>(threadIdx.x) / 32;
     const int m = warp / kTile.warps_n * kTile.warp_m(), n = warp % kTile.warps_n * kTile.warp_n();
-    constexpr int kVectors = kTile.warp_n() / kVector;
 #pragma unroll
     for (int i = 0; i < kTile.warp_m() / kSlab; ++i) {
-      sums.slab(i, [&]<int kCount>(int row, int column, const Vector<float, kCount>& some) {
-        slab.template store_vector<kCount>(row * kSlabStride + column, some);
-      });
-      __syncwarp();  // a slab is its warp's alone
-#pragma unroll 4
-      for (int j = 0; j < kVectors; ++j) {
-        const int v = j * 32 + lane, row = v / kVectors, column = v % kVectors * kVector;
-        float some[kVector];
-        load_floats<kVector>(some, slab + (row * kSlabStride + column));
-        write(m + i * kSlab + row, n + column, some);
-      }
-      __syncwarp();  // read before the next slab is written
+      through_slab<kTile.warp_n(), kVector>(
+          warp * kSlabBytes, [&](auto put) { sums.slab(i, put); },
+          [&](int row, int column, const float (&some)[kVector]) { write(m + i * kSlab + row, n + column, some); });
     }
   }
 
  private:
-  template <int kCount> static __device__ void load_floats(float (&to)[kCount], Shared<float> from) {
-    constexpr int kAtOnce = kCount < 4 ? kCount : 4;
-#pragma unroll
-    for (int i = 0; i < kCount; i += kAtOnce) {
-      const Vector<float, kAtOnce> some = from.template load_vector<kAtOnce>(i);
-#pragma unroll
-      for (int e = 0; e < kAtOnce; ++e) to[i + e] = some[e];
-    }
-  }
-
   // Starts the copies of the cursor's step into a stage.
   template <class SourceA, class SourceB, class Cursor>
   static __device__ void fetch(const SourceA& a, const SourceB& b, Cursor& cursor, int stage) {
@@ -155,17 +132,5 @@ template <class T, GemmVariant kVariant, Major kMajorA, Major kMajorB> class Gem
     }
   }
 };
-
-// Neighbouring floats, 16 bytes at once where there are that many.
-template <int kCount> __device__ void store_floats(float* to, const float (&some)[kCount]) {
-  constexpr int kAtOnce = kCount < 4 ? kCount : 4;
-#pragma unroll
-  for (int i = 0; i < kCount; i += kAtOnce) {
-    Vector<float, kAtOnce> part;
-#pragma unroll
-    for (int e = 0; e < kAtOnce; ++e) part[e] = some[i + e];
-    store_vector<kAtOnce>(to + i, part);
-  }
-}
 
 }  // namespace cnnkern::cuda

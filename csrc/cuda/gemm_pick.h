@@ -25,14 +25,14 @@ constexpr double expected_time(const GemmTile& tile, int64_t m, int64_t n, int64
   return static_cast<double>(ceil_div(blocks, kMultiprocessors)) * tile.block_m * tile.block_n / efficiency(tile);
 }
 
-// How k is split into ranges: enough of them for two blocks on each multiprocessor, each of at least eight steps of k, as
-// long as their float slices fill no more than half of the workspace.
+// How k is split into ranges: enough of them for two blocks on each multiprocessor, each of at least eight steps of k,
+// as long as their float slices fill no more than a quarter of the workspace.
 struct Split { int64_t range, ranges; };
 
 inline Split split(int64_t m, int64_t n, int64_t k, int64_t products, const GemmTile& tile) {
   const int64_t tiles = ceil_div(m, tile.block_m) * ceil_div(n, tile.block_n) * products;
   const int64_t most = std::min(ceil_div(k, int64_t{8} * tile.block_k),
-                                kMostWorkspace / 2 / (products * m * n * int64_t{sizeof(float)}));
+                                kMostWorkspace / 4 / (products * m * n * int64_t{sizeof(float)}));
   const int64_t ranges = std::clamp<int64_t>(2 * kMultiprocessors / tiles, 1, std::max<int64_t>(most, 1));
   const int64_t range = ceil_div(ceil_div(k, ranges), tile.block_k) * tile.block_k;
   return {range, ceil_div(k, range)};

@@ -6,10 +6,11 @@
 #include <primitives/epilogue.h>
 
 #include "gemm.h"
+#include "lattice.h"
 
 namespace cnnkern::cuda {
 
-// --- cursors: where a step of the sum is ----------------------------------------------------------------------------
+// --- cursors: where a step of the sum is -----------------------------------------------------------------------------
 
 // A range of k.
 template <int kStep> struct RangeCursor {
@@ -20,8 +21,8 @@ template <int kStep> struct RangeCursor {
   __device__ void next() { k += kStep; }
 };
 
-// The taps of a filter one after the other, and for each its `end` maps from 0 on, the last step of a tap being cut off.
-// So a step has one tap, and all threads work out the same one.
+// The taps of a filter one after the other, and for each its `end` maps from 0 on, the last step of a tap being cut
+// off. So a step has one tap, and all threads work out the same one.
 template <int kStep> struct TapCursor {
   int k = 0;
   const int end, taps_w;
@@ -39,7 +40,7 @@ template <int kStep> struct TapCursor {
   }
 };
 
-// --- sources --------------------------------------------------------------------------------------------------------
+// --- sources ---------------------------------------------------------------------------------------------------------
 
 // A matrix whose rows are those of the product: [rows][k].
 template <class T> struct RowsOfMatrix {
@@ -48,7 +49,8 @@ template <class T> struct RowsOfMatrix {
   int rows;  // from the tile's first row on
 
   template <class Cursor> __device__ Place<T> at(int, int row, int column, const Cursor& cursor) const {
-    return {first + row * stride + cursor.filter_offset() + cursor.k + column, row < rows && cursor.k + column < cursor.end};
+    return {first + row * stride + cursor.filter_offset() + cursor.k + column,
+            row < rows && cursor.k + column < cursor.end};
   }
   template <class Cursor> __device__ float read(const T* from, int, const Cursor&) const { return to_float(*from); }
 };
@@ -66,36 +68,6 @@ template <class T> struct ColumnsOfMatrix {
   template <class Cursor> __device__ float read(const T* from, int, const Cursor&) const { return to_float(*from); }
 };
 
-// One image axis of a lattice: points a fixed step of output pixels apart that all read the same taps, each tap a fixed
-// step of input pixels from the one before. Point i reads pixel  i * in_step + in_first + tap * tap_step.
-struct LatticeAxis {
-  int in_step, in_first, tap_step;
-  int out_step, out_first;               // point i is output pixel i * out_step + out_first
-  int taps, first_tap, tap_increment;    // which taps of the filter these are
-};
-
-// The axis of y in fprop.
-__device__ inline LatticeAxis fprop_axis(int taps, int pad, int stride, int dilation) {
-  return {stride, -pad, dilation, 1, 0, taps, 0, 1};
-}
-
-// The axis of dx in dgrad made of the pixels  residue, residue + stride, ...
-// Tap r takes pixel h to pixel (h + pad - r * dilation) / stride of dy where that is whole: for all pixels of a residue
-// at the same taps, every tap_increment-th from the first such one, tap_increment = stride / gcd(stride, dilation).
-__device__ inline LatticeAxis dgrad_axis(int residue, int taps, int pad, int stride, int dilation, int tap_increment) {
-  int first = 0;
-  while (first < taps && first < tap_increment && (residue + pad - first * dilation) % stride != 0) ++first;
-  const bool none = first == taps || first == tap_increment;
-  return {1,
-          none ? 0 : (residue + pad - first * dilation) / stride,
-          -(tap_increment * dilation / stride),
-          stride,
-          residue,
-          none ? 0 : (taps - first + tap_increment - 1) / tap_increment,
-          first,
-          tap_increment};
-}
-
 // An image whose rows are the points of a lattice, for each tap: [points][taps][maps]. kRows points for each thread.
 template <class T, int kRows> class RowsOfLattice {
  public:
@@ -104,8 +76,14 @@ template <class T, int kRows> class RowsOfLattice {
   __device__ RowsOfLattice(const T* image, int stride, int height, int width, const LatticeAxis& h,
                            const LatticeAxis& w, Divider rows, Divider columns, int first, int points, int map,
                            const Affine<T>& prologue, Row row)
-      : image_(image + map), stride_(stride), height_(height), width_(width), step_h_(h.tap_step), step_w_(w.tap_step),
-        map_(map), prologue_(prologue) {
+      : image_(image + map),
+        stride_(stride),
+        height_(height),
+        width_(width),
+        step_h_(h.tap_step),
+        step_w_(w.tap_step),
+        map_(map),
+        prologue_(prologue) {
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int point = first + row(i);
@@ -122,7 +100,8 @@ template <class T, int kRows> class RowsOfLattice {
     const bool inside = static_cast<uint32_t>(h_[i] + h) < static_cast<uint32_t>(height_) &&
                         static_cast<uint32_t>(w_[i] + w) < static_cast<uint32_t>(width_);
     // Modulo 2^32, for what is not inside; what is counts less than 2^31 pixels.
-    const uint32_t pixel = pixel_[i] + static_cast<uint32_t>(h) * static_cast<uint32_t>(width_) + static_cast<uint32_t>(w);
+    const uint32_t pixel =
+        pixel_[i] + static_cast<uint32_t>(h) * static_cast<uint32_t>(width_) + static_cast<uint32_t>(w);
     return {image_ + (static_cast<int64_t>(pixel) * stride_ + cursor.k + column),
             inside && cursor.k + column < cursor.end};
   }

@@ -1,16 +1,15 @@
 // What one warp does with a step of k that lies in shared memory: its part of the product, on tensor cores or on CUDA
 // cores, with the sums in registers. Both have
-//   multiply(a, b)     sums += a b, a [warp_m][block_k] and b [block_k][warp_n] at the warp's place in the block's tiles
+//   multiply(a, b)     sums += a b, with a [warp_m][block_k] and b [block_k][warp_n] at the warp's place in the tiles
 //   slab(i, write)     calls write(row, column, sums), a vector, for this thread's sums of the warp's rows 32 i.. + 31
 #pragma once
 
 #include <primitives/mma_sm80.h>
 
+#include "gemm_slab.h"
 #include "gemm_tile.h"
 
 namespace cnnkern::cuda {
-
-constexpr int kSlab = 32;
 
 // A fragment [16][kMmaK] of A from row m and column k on.
 template <Major kMajor, class T, int kRows, int kColumns>
@@ -78,7 +77,8 @@ template <class T, GemmTile kTile, Major kMajorA, Major kMajorB> class TensorCor
       for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
         for (int e = 0; e < 4; e += 2)
-          write(i % 2 * 16 + e * 4 + lane / 4, j * 8 + lane % 4 * 2, Vector<float, 2>{sums_[i][j][e], sums_[i][j][e + 1]});
+          write(i % 2 * 16 + e * 4 + lane / 4, j * 8 + lane % 4 * 2,
+                Vector<float, 2>{sums_[i][j][e], sums_[i][j][e + 1]});
       }
     }
   }
@@ -87,8 +87,8 @@ template <class T, GemmTile kTile, Major kMajorA, Major kMajorB> class TensorCor
   float sums_[kRows][kColumns][4] = {};
 };
 
-// Lanes as 8 x 4, each with an outer product of its own for every k. Where k is the neighbour, a lane reads 4 k of a row
-// and its rows are 8 (columns: 4) apart, else it reads 4 neighbouring rows of one k: either way 16 bytes, which
+// Lanes as 8 x 4, each with an outer product of its own for every k. Where k is the neighbour, a lane reads 4 k of a
+// row and its rows are 8 (columns: 4) apart, else it reads 4 neighbouring rows of one k: either way 16 bytes, which
 // neighbouring lanes find in different banks, and 16 multiplications for each load.
 template <class T, GemmTile kTile, Major kMajorA, Major kMajorB> class CudaCores {
   static_assert(sizeof(T) == 4);

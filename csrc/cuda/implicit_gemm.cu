@@ -1,4 +1,5 @@
-// Implicit GEMM, fprop and dgrad: a matrix product whose left side, the columns of a convolution, is never written down.
+// Implicit GEMM, fprop and dgrad: a matrix product whose left side, the columns of a convolution, is never written
+// down.
 //
 //   fprop  y[n,p,q,k]  = epilogue( sum over r,s,c of prologue(x[n, p*u - pad + r*l, q*u - pad + s*l, c]) * w[k,r,s,c] )
 //   dgrad  dx[n,h,w,c] = sum over r,s,k of dy[n, (h + pad - r*l)/u, (w + pad - s*l)/u, k] * w[k,r,s,c]
@@ -8,18 +9,19 @@
 //
 // Both directions are one kernel over *lattices* (gemm_sources.h): pixels a fixed step apart that read the same taps.
 // fprop is one; dgrad has one for each residue of (h, w) modulo the stride, u*u dense convolutions that share the taps
-// out among them, so that no inserted zero is multiplied. A block has one tile of one lattice. Blocks next to each other
-// have the same pixels, read from memory once and then from L2, as w is: first all tiles of maps, then all lattices.
+// out among them, so that no inserted zero is multiplied. A block has one tile of one lattice. Blocks next to each
+// other have the same pixels, read from memory once and then from L2, as w is: first all tiles of maps, then all
+// lattices.
 //
 // Bound: 2*N*P*Q*K*R*S*C/groups flop; bytes of x, w and y once. ResNet's 3x3 with 256 maps at 14x14, N=256, in bf16:
-// 59 Gflop and 51 MB, on an H200 75 us at 790 TFLOP/s against 12 us at 4.3 TB/s. mma.sync reaches about 0.6 of wgmma's
-// rate there, so 125 us are expected; in TF32 250 us, on CUDA cores (67 TFLOP/s) 1 ms.
+// 59 Gflop and 53 MB, on an H200 75 us at 790 TFLOP/s against 12 us at 4.3 TB/s. mma.sync reaches about 0.6 of wgmma's
+// rate there, so 125 us are expected; in TF32 250 us, on CUDA cores (67 TFLOP/s) 0.9 ms.
 #include <primitives/launcher.h>
 
 #include <numeric>
 
 #include "gemm_sources.h"
-#include "implicit_gemm.h"
+#include "gemm_variants.h"
 #include "kernel_list.h"
 
 namespace cnnkern::cuda {
@@ -45,7 +47,8 @@ template <class T, Direction kDirection, int kIndex>
 using ProductOf = Gemm<T, kGemmVariants<T>[kIndex], Major::k, kDirection == Direction::fprop ? Major::k : Major::mn>;
 
 template <class T, Direction kDirection, int kIndex>
-__global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads()) implicit_gemm(const Params<T> o) {
+__global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemmVariants<T>[kIndex].tile.resident)
+    implicit_gemm(const Params<T> o) {
   constexpr bool kForward = kDirection == Direction::fprop;
   using Product = ProductOf<T, kDirection, kIndex>;
   constexpr GemmTile kTile = Product::kTile;
@@ -72,8 +75,8 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads()) impli
   typename Product::Sums sums;
   if constexpr (kForward) {
     const int first = group * o.out_maps + n0;
-    Product::multiply(sums, left, RowsOfMatrix<T>{o.w + first * o.filter_stride, o.filter_stride, o.out_maps - n0}, cursor,
-                      steps);
+    Product::multiply(sums, left, RowsOfMatrix<T>{o.w + first * o.filter_stride, o.filter_stride, o.out_maps - n0},
+                      cursor, steps);
   } else {
     const T* filters = o.w + int64_t{group} * o.in_maps * o.filter_stride;
     Product::multiply(sums, left, ColumnsOfMatrix<T>{filters + n0, o.filter_stride, o.out_maps - n0}, cursor, steps);
@@ -88,7 +91,9 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads()) impli
     if (out_h >= o.out_h || out_w >= o.out_w) return;
     const int64_t pixel = (int64_t{image} * o.out_h + out_h) * o.out_w + out_w;
     const int map = group * o.out_maps + n0 + column;
-    store_vector<kVector>(o.out + pixel * o.out_stride + map, o.epilogue(some, pixel, map));
+    T* const to = o.out + pixel * o.out_stride + map;
+    if constexpr (kForward) store_vector<kVector>(to, o.epilogue(some, pixel, map));
+    else store_vector<kVector>(to, FusedEpilogue<T>{}(some, pixel, map));
   });
 }
 
@@ -107,7 +112,7 @@ template <class T, int kIndex> std::string why_not(const ConvProblem& p, const F
 
 template <class T, int kIndex> std::string rather_not(const ConvProblem& p) {
   const Size size = size_of(p);
-  return rather_not_tile<T>(kGemmVariants<T>[kIndex], [&](const GemmTile& tile) {
+  return rather_not_variant<T>(kIndex, [&](const GemmTile& tile) {
     return expected_time(tile, size.points, size.maps, p.groups * size.residues_h * size.residues_w);
   });
 }

@@ -3,19 +3,20 @@
 //   wgrad  dw[k,r,s,c] = sum over n,p,q of dy[n,p,q,k] * prologue(x[n, p*u - pad + r*l, q*u - pad + s*l, c])
 //
 // x, y: NHWC with pixel strides; dw: [K][R][S][C/groups]. gemm_m: maps of y, of one group; gemm_n: taps and maps of x
-// together, as dw has them, so that a filter with few maps fills the tiles too; gemm_k: pixels of y, in steps of block_k.
+// together, as dw has them, so that a filter with few maps fills the tiles too; gemm_k: pixels of y, in steps of
+// block_k.
 //
 // A filter is small and has few tiles, so pixels are split over the grid: a block has one tile of one range of pixels,
 // writes it to that range's slice of the workspace in float, and slices.cu adds the slices in order: the same bits from
-// every run. With one range there are no slices. Both operands lie in memory with gemm_m and gemm_n as neighbours, which
-// ldmatrix transposes, for 16-bit types, on the way to the registers.
+// every run. With one range there are no slices. Both operands lie in memory with gemm_m and gemm_n as neighbours,
+// which ldmatrix transposes, for 16-bit types, on the way to the registers.
 //
 // Bound: as fprop, and of the slices 8 bytes of each element of dw per range. ResNet's 3x3 with 256 maps at 14x14,
-// N=256, in bf16: 59 Gflop, 51 MB and 7 slices of 2.4 MB: 125 us at 0.6 of 790 TFLOP/s, 7 us for the slices.
+// N=256, in bf16: 59 Gflop, 53 MB and 7 slices of 2.4 MB: 125 us at 0.6 of 790 TFLOP/s, 8 us for the slices.
 #include <primitives/launcher.h>
 
 #include "gemm_sources.h"
-#include "implicit_gemm.h"
+#include "gemm_variants.h"
 #include "kernel_list.h"
 #include "slices.h"
 
@@ -39,7 +40,8 @@ template <class T> struct Params {
 template <class T, int kIndex> using ProductOf = Gemm<T, kGemmVariants<T>[kIndex], Major::mn, Major::mn>;
 
 template <class T, int kIndex>
-__global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads()) implicit_gemm_wgrad(const Params<T> o) {
+__global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemmVariants<T>[kIndex].tile.resident)
+    implicit_gemm_wgrad(const Params<T> o) {
   using Product = ProductOf<T, kIndex>;
   constexpr GemmTile kTile = Product::kTile;
   constexpr int kVector = Product::kVector;
@@ -89,7 +91,7 @@ template <class T, int kIndex> std::string why_not(const ConvProblem& p, const F
 }
 
 template <class T, int kIndex> std::string rather_not(const ConvProblem& p) {
-  return rather_not_tile<T>(kGemmVariants<T>[kIndex], [&](const GemmTile& tile) {
+  return rather_not_variant<T>(kIndex, [&](const GemmTile& tile) {
     const Split split = split_of(p, tile);
     const int64_t columns = p.r * p.s * p.c_per_group();
     return expected_time(tile, p.k_per_group(), columns, p.groups * split.ranges) * static_cast<double>(split.range);

@@ -18,6 +18,8 @@ const KernelList& kernels() {
              append_depthwise_dgrad,
              append_depthwise_wgrad,
              append_depthwise,
+             append_grouped,
+             append_grouped_wgrad,
              append_direct,
 #if CNNKERN_SM90
              append_pointwise_sm90,
@@ -28,6 +30,7 @@ const KernelList& kernels() {
 #endif
              append_implicit_gemm,
              append_implicit_gemm_wgrad,
+             append_im2col,
              append_direct_any,
          })
       append(all);

@@ -1,11 +1,11 @@
-// Matrix products by the tiles of kGemmVariants: gemm.h's main loop without any address arithmetic but rows and columns.
+// Matrix products by the tiles of kGemmVariants: gemm.h's main loop without any address arithmetic but rows and
+// columns.
 //
 // Bound: 2*m*n*k flop; bytes of a, b and out once. See pointwise.cu.
-#include "matrix_product.h"
-
 #include <primitives/launcher.h>
 
 #include "gemm_sources.h"
+#include "matrix_product.h"
 
 namespace cnnkern::cuda {
 namespace {
@@ -22,7 +22,8 @@ template <Major kMajor, class T> __device__ auto source_of(const T* matrix, int6
 }
 
 template <class T, Major kMajorA, Major kMajorB, int kIndex>
-__global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads()) matrix_product(const Params<T> params) {
+__global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemmVariants<T>[kIndex].tile.resident)
+    matrix_product(const Params<T> params) {
   using Product = Gemm<T, kGemmVariants<T>[kIndex], kMajorA, kMajorB>;
   constexpr GemmTile kTile = Product::kTile;
   constexpr int kVector = Product::kVector;
@@ -40,8 +41,10 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads()) matri
     row += m0;
     column += n0;
     if (row >= o.m || column >= o.n) return;
-    if (o.sums) store_floats(o.sums + (range * o.m + row) * o.n + column, some);
-    else store_vector<kVector>(o.out + row * o.out_stride + column, o.epilogue(some, row, column));
+    if (o.sums) return store_floats(o.sums + (range * o.m + row) * o.n + column, some);
+    if constexpr (kMajorB == Major::k)
+      store_vector<kVector>(o.out + row * o.out_stride + column, o.epilogue(some, row, column));
+    else store_vector<kVector>(o.out + row * o.out_stride + column, FusedEpilogue<T>{}(some, row, column));
   });
 }
 
@@ -62,10 +65,10 @@ template <class T, Major kMajorA, Major kMajorB> void multiply(int index, Matrix
   });
 }
 
-#define CNNKERN_INSTANTIATE(T)                                                                    \
-  template void multiply<T, Major::k, Major::k>(int, MatrixProduct<T>, const Call&);    /* fprop */ \
-  template void multiply<T, Major::k, Major::mn>(int, MatrixProduct<T>, const Call&);   /* dgrad */ \
-  template void multiply<T, Major::mn, Major::mn>(int, MatrixProduct<T>, const Call&);  /* wgrad */
+#define CNNKERN_INSTANTIATE(T)                                                                     \
+  template void multiply<T, Major::k, Major::k>(int, MatrixProduct<T>, const Call&);   /* fprop */ \
+  template void multiply<T, Major::k, Major::mn>(int, MatrixProduct<T>, const Call&);  /* dgrad */ \
+  template void multiply<T, Major::mn, Major::mn>(int, MatrixProduct<T>, const Call&); /* wgrad */
 CNNKERN_INSTANTIATE(float)
 CNNKERN_INSTANTIATE(bf16)
 CNNKERN_INSTANTIATE(f16)

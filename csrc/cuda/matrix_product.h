@@ -3,7 +3,7 @@
 
 #include <primitives/epilogue.h>
 
-#include "implicit_gemm.h"
+#include "gemm_variants.h"
 
 namespace cnnkern::cuda {
 

@@ -4,7 +4,8 @@
 //   dgrad  dx[pixel][c] = sum over k of dy[pixel][k] * w[k][c]
 //   wgrad  dw[k][c]     = sum over pixels of dy[pixel][k] * x[pixel][c]
 //
-// x, y: rows of maps, a pixel stride apart; w: [K][C]. wgrad's pixels are split over the grid as in implicit_gemm_wgrad.cu.
+// x, y: rows of maps, a pixel stride apart; w: [K][C]. wgrad's pixels are split over the grid as in
+// implicit_gemm_wgrad.cu.
 //
 // Bound: bytes of x, w and y once, or 2*N*H*W*K*C flop. ResNet's 1x1 from 256 to 64 maps at 56x56, N=256, in bf16: 26
 // Gflop and 514 MB, on an H200 120 us at 4.3 TB/s against 33 us at 790 TFLOP/s.
@@ -43,7 +44,7 @@ template <class T, int kIndex> std::string why_not(const ConvProblem& p, const F
 
 template <class T, int kIndex> std::string rather_not(const ConvProblem& p) {
   const Size size = size_of(p);
-  return rather_not_tile<T>(kGemmVariants<T>[kIndex], [&](const GemmTile& tile) {
+  return rather_not_variant<T>(kIndex, [&](const GemmTile& tile) {
     const Split split = split_of(p, tile);
     return expected_time(tile, size.m, size.n, split.ranges) * static_cast<double>(split.range);
   });
@@ -113,7 +114,8 @@ template <class T> void append(KernelList& list) {
   for_each_variant<T>([&]<int i>() {
     list.push_back({name(Direction::fprop, i), why_not<T, i>, rather_not<T, i>, nullptr, run_fprop<T, i>});
     list.push_back({name(Direction::dgrad, i), why_not<T, i>, rather_not<T, i>, nullptr, run_dgrad<T, i>});
-    list.push_back({name(Direction::wgrad, i), why_not<T, i>, rather_not<T, i>, workspace_bytes<T, i>, run_wgrad<T, i>});
+    list.push_back(
+        {name(Direction::wgrad, i), why_not<T, i>, rather_not<T, i>, workspace_bytes<T, i>, run_wgrad<T, i>});
   });
 }
 

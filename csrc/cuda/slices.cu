@@ -6,12 +6,12 @@
 //
 // Bound: bytes, of the slices or of dy once: dy of 56x56 pixels with 64 maps, N=256, in bf16 is 103 MB, 24 us on an
 // H200 at 4.3 TB/s.
-#include "slices.h"
-
 #include <primitives/launcher.h>
 #include <primitives/shared.h>
 
 #include <algorithm>
+
+#include "slices.h"
 
 namespace cnnkern::cuda {
 namespace {
@@ -80,8 +80,13 @@ template <class T> void sum_pixels(const Operands& operands, float* workspace, c
   if (!operands.dbias) return;
   const ConvProblem& p = call.problem;
   const int blocks_of_maps = static_cast<int>((p.k + 31) / 32);
-  const PixelParams<T> o{static_cast<const T*>(operands.y), workspace,  p.n * p.p() * p.q(),   p.y_stride(),
-                         range_of(p),                       static_cast<int>(p.k), blocks_of_maps};
+  const PixelParams<T> o{static_cast<const T*>(operands.y),
+                         workspace,
+                         p.n * p.p() * p.q(),
+                         p.y_stride(),
+                         range_of(p),
+                         static_cast<int>(p.k),
+                         blocks_of_maps};
   const Grid grid{.x = ranges_of(p) * blocks_of_maps, .threads = kThreads, .shared_bytes = kThreads * 4};
   launch(sum_kernel<T>, grid, o, call);
   add_slices<float>(workspace, p.k, ranges_of(p), operands.dbias, call);

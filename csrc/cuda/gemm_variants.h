@@ -11,17 +11,17 @@ namespace cnnkern::cuda {
 
 // The instances of a family of products in T: every one is a kernel of its own. The last takes any size and alignment.
 template <class T> inline constexpr std::array kGemmVariants{
-    GemmVariant{{128, 128, 32, 2, 2, 4}, Math::tensor_cores, Loads::vectors},
-    GemmVariant{{128, 64, 32, 2, 2, 4}, Math::tensor_cores, Loads::vectors},
-    GemmVariant{{64, 64, 64, 2, 2, 3}, Math::tensor_cores, Loads::vectors},
-    GemmVariant{{64, 64, 32, 2, 2, 2}, Math::tensor_cores, Loads::elements},
+    GemmVariant{{128, 128, 32, 2, 2, 4, 2}, Math::tensor_cores, Loads::vectors},
+    GemmVariant{{128, 64, 32, 2, 2, 4, 3}, Math::tensor_cores, Loads::vectors},
+    GemmVariant{{64, 64, 64, 2, 2, 3, 4}, Math::tensor_cores, Loads::vectors},
+    GemmVariant{{64, 64, 32, 2, 2, 2, 3}, Math::tensor_cores, Loads::elements},
 };
 template <> inline constexpr std::array kGemmVariants<float>{
-    GemmVariant{{128, 128, 16, 2, 2, 4}, Math::tensor_cores, Loads::vectors},
-    GemmVariant{{64, 64, 32, 2, 2, 3}, Math::tensor_cores, Loads::vectors},
-    GemmVariant{{128, 64, 16, 2, 2, 4}, Math::cuda_cores, Loads::vectors},
-    GemmVariant{{64, 64, 16, 2, 2, 4}, Math::cuda_cores, Loads::vectors},
-    GemmVariant{{64, 64, 16, 2, 2, 2}, Math::cuda_cores, Loads::elements},
+    GemmVariant{{128, 128, 16, 2, 2, 4, 2}, Math::tensor_cores, Loads::vectors},
+    GemmVariant{{64, 64, 32, 2, 2, 3, 3}, Math::tensor_cores, Loads::vectors},
+    GemmVariant{{128, 64, 16, 2, 2, 4, 2}, Math::cuda_cores, Loads::vectors},
+    GemmVariant{{64, 64, 16, 2, 2, 4, 4}, Math::cuda_cores, Loads::vectors},
+    GemmVariant{{64, 64, 16, 2, 2, 2, 3}, Math::cuda_cores, Loads::elements},
 };
 
 // Calls use<i>() for each variant. Kernels are templates over the number of a variant, since nvcc cannot name a record.
@@ -61,15 +61,23 @@ template <class T> std::string why_not_gemm(const GemmVariant& variant, const Co
   return beyond_32_bits(p);
 }
 
-// Empty if a variant's tile is expected to be the fastest of those that load and multiply alike, else a clause that names
-// a faster one. time(tile): expected_time, times what else differs from tile to tile.
-template <class T, class Time> std::string rather_not_tile(const GemmVariant& variant, Time time) {
-  const GemmVariant* best = &variant;
-  for (const GemmVariant& other : kGemmVariants<T>) {
-    if (other.math != variant.math || other.loads != variant.loads) continue;
-    if (time(other.tile) < time(best->tile)) best = &other;
+// The variant of some math and loads whose tile is expected to be the fastest. time(tile): expected_time, times what
+// else differs from tile to tile.
+template <class T, class Time> int best_variant(Math math, Loads loads, Time time) {
+  int best = -1;
+  for (int i = 0; i < static_cast<int>(kGemmVariants<T>.size()); ++i) {
+    const GemmVariant& variant = kGemmVariants<T>[i];
+    if (variant.math != math || variant.loads != loads) continue;
+    if (best < 0 || time(variant.tile) < time(kGemmVariants<T>[best].tile)) best = i;
   }
-  return best == &variant ? "" : "tiles of " + best->tile.to_string() + " fill the multiprocessors better";
+  return best;
+}
+
+// Empty if variant `index` is the best of those that load and multiply alike, else a clause that names the best.
+template <class T, class Time> std::string rather_not_variant(int index, Time time) {
+  const GemmVariant& variant = kGemmVariants<T>[index];
+  const int best = best_variant<T>(variant.math, variant.loads, time);
+  return best == index ? "" : "tiles of " + kGemmVariants<T>[best].tile.to_string() + " are expected to be faster";
 }
 
 }  // namespace cnnkern::cuda
