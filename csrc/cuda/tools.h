@@ -46,4 +46,13 @@ int64_t global_avg_pool2d_workspace_bytes(int64_t n, int64_t pixels, int64_t c);
 void global_avg_pool2d(DType dtype, int64_t n, int64_t pixels, int64_t c, const void* x, int64_t x_pixel_stride,
                        void* y, void* workspace, const Call& call);
 
+// A depthwise convolution and the 1x1 on what it gives, in one kernel:
+//   y = act(scale * conv1x1(act(scale * depthwise(x) + shift)) + shift),  scale and shift of each step its own.
+// `depthwise` and `pointwise` are the fprop problems of the two steps, with their epilogues.
+// Empty where the pair can be computed, else a clause that says why it cannot.
+std::string separable_why_not(const ConvProblem& depthwise, const ConvProblem& pointwise, const Flags& flags);
+// x and w, scale and shift of `first` are the depthwise step's; w, y, scale and shift of `second` the 1x1's.
+void separable(const ConvProblem& depthwise, const ConvProblem& pointwise, const Flags& flags, const Operands& first,
+               const Operands& second, const Call& call);
+
 }  // namespace cnnkern::cuda
