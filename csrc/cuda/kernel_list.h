@@ -9,6 +9,7 @@ namespace cnnkern::cuda {
 
 void append_direct(KernelList& list);
 void append_direct_ffma(KernelList& list);
+void append_direct_wgrad(KernelList& list);
 void append_depthwise_fprop(KernelList& list);
 void append_depthwise_dgrad(KernelList& list);
 void append_depthwise_wgrad(KernelList& list);
