@@ -18,11 +18,11 @@
 
 #include "kernel_list.h"
 #include "naming.h"
+#include "pixel_tiling.h"
 
 namespace cnnkern::cuda {
 namespace {
 
-constexpr int kThreads = 128;
 constexpr int kWgradParts = 8;  // warps of a block, each of which has every 8th pixel
 
 template <class T> struct Params {
@@ -31,8 +31,8 @@ template <class T> struct Params {
   Affine<T> prologue;
   FusedEpilogue<T> epilogue;
   int64_t from_pixel_stride, to_pixel_stride;
-  Divider lanes, map_tiles, width, height;  // maps of a block; blocks for all maps; the image that is written
-  int maps, pixels, block_pixels;
+  PixelTiling tiling;     // of what is written, a map a vector
+  Divider width, height;  // of its images
   int from_h, from_w, r, s, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
 };
 
@@ -46,12 +46,10 @@ template <bool kTransposed> __device__ int met(int at, int i, int stride, int pa
   return ahead % stride == 0 && ahead / stride < size ? ahead / stride : -1;
 }
 
-template <class T, bool kTransposed> __global__ void __launch_bounds__(kThreads) depthwise_any(const Params<T> o) {
-  int block = blockIdx.x, rest = threadIdx.x;
-  const int first = o.map_tiles.split(block) * o.lanes.divisor(), k = first + o.lanes.split(rest);
-  const uint32_t pixel = static_cast<uint32_t>(block) * o.block_pixels + rest;
-  if (rest >= o.block_pixels || k >= o.maps || pixel >= static_cast<uint32_t>(o.pixels)) return;
-  int image = static_cast<int>(pixel);
+template <class T, bool kTransposed> __global__ void __launch_bounds__(kPixelThreads) depthwise_any(const Params<T> o) {
+  int pixel, k;
+  if (!o.tiling.place(pixel, k)) return;
+  int image = pixel;
   const int column = o.width.split(image), row = o.height.split(image);
 
   float sum = 0;
@@ -123,9 +121,7 @@ int whole(int64_t v) { return static_cast<int>(v); }
 
 template <class T, bool kTransposed> void run(const Operands& operands, const Call& call) {
   const ConvProblem& p = call.problem;
-  const int64_t h = kTransposed ? p.h : p.p(), w = kTransposed ? p.w : p.q(), pixels = p.n * h * w;
-  const int64_t map_tiles = (p.k + kThreads - 1) / kThreads, lanes = (p.k + map_tiles - 1) / map_tiles;
-  const int64_t block_pixels = kThreads / lanes;
+  const int64_t h = kTransposed ? p.h : p.p(), w = kTransposed ? p.w : p.q();
   const Params<T> o{.from = static_cast<const T*>(kTransposed ? operands.y : operands.x),
                     .w = static_cast<const T*>(operands.w),
                     .to = static_cast<T*>(kTransposed ? operands.x : operands.y),
@@ -133,13 +129,9 @@ template <class T, bool kTransposed> void run(const Operands& operands, const Ca
                     .epilogue = epilogue_of<T>(p, operands),
                     .from_pixel_stride = kTransposed ? p.y_stride() : p.x_stride(),
                     .to_pixel_stride = kTransposed ? p.x_stride() : p.y_stride(),
-                    .lanes = Divider(lanes),
-                    .map_tiles = Divider(map_tiles),
+                    .tiling = PixelTiling(p.n * h * w, p.k),
                     .width = Divider(w),
                     .height = Divider(h),
-                    .maps = whole(p.k),
-                    .pixels = whole(pixels),
-                    .block_pixels = whole(block_pixels),
                     .from_h = whole(kTransposed ? p.p() : p.h),
                     .from_w = whole(kTransposed ? p.q() : p.w),
                     .r = whole(p.r),
@@ -150,8 +142,7 @@ template <class T, bool kTransposed> void run(const Operands& operands, const Ca
                     .pad_left = whole(p.pad_left),
                     .dilation_h = whole(p.dilation_h),
                     .dilation_w = whole(p.dilation_w)};
-  const Grid grid{.x = map_tiles * ((pixels + block_pixels - 1) / block_pixels), .threads = kThreads};
-  launch(depthwise_any<T, kTransposed>, grid, o, call);
+  launch(depthwise_any<T, kTransposed>, {.x = o.tiling.blocks(), .threads = kPixelThreads}, o, call);
 }
 
 template <class T> void run_wgrad(const Operands& operands, const Call& call) {

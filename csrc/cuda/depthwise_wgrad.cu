@@ -38,6 +38,7 @@ template <class T> struct Params {
   Divider bands;                         // of an image
   int band_rows, items, split_items;     // an item is a band of a group of columns
   int maps, h, w, p, q, pad_top, pad_left;
+  int used_h, used_w;  // of x: what no tap meets may be NaN
 };
 
 template <class Tile> struct Sums {
@@ -87,7 +88,7 @@ __device__ void sweep(const Params<T>& o, int item, int map, const Vector<float,
   const int first = o.bands.split(item) * o.band_rows, last = min(first + o.band_rows, o.p), image = item;
   const int x_column = column * Tile::kStep - o.pad_left;
   const uint32_t columns = columns_inside<Tile::kColumns>(column, o.q);
-  const uint32_t x_columns = columns_inside<Tile::kRead>(x_column, o.w);
+  const uint32_t x_columns = columns_inside<Tile::kRead>(x_column, o.used_w);
   const T* const dy_image = o.dy + (int64_t{image} * o.p * o.q + column) * o.dy_pixel_stride + map;
   const T* const x_image = o.x + (int64_t{image} * o.h * o.w + x_column) * o.x_pixel_stride + map;
 
@@ -97,7 +98,7 @@ __device__ void sweep(const Params<T>& o, int item, int map, const Vector<float,
     next_dy.load(dy_image + row * int64_t{o.q} * o.dy_pixel_stride, o.dy_pixel_stride, columns, row < last);
   };
   const auto load_x = [&](int h) {
-    next_x.load(x_image + h * int64_t{o.w} * o.x_pixel_stride, o.x_pixel_stride, x_columns, h >= 0 && h < o.h);
+    next_x.load(x_image + h * int64_t{o.w} * o.x_pixel_stride, o.x_pixel_stride, x_columns, h >= 0 && h < o.used_h);
   };
   int h = first * Tile::kStep - o.pad_top;
   load_dy(first);
@@ -112,7 +113,7 @@ __device__ void sweep(const Params<T>& o, int item, int map, const Vector<float,
       PixelRow<T, Tile::kRead, Tile::kMaps> x = next_x;
       load_x(h + 1);
       if (o.has_prologue) x.apply(scale, shift, clamp_of(o.prologue.activation));
-      if (h >= 0 && h < o.h) accumulate<T, Tile>(sums, x, seen, j);
+      if (h >= 0 && h < o.used_h) accumulate<T, Tile>(sums, x, seen, j);
     }
   }
 }
@@ -215,13 +216,15 @@ template <class T, class Tile> void run(const Operands& operands, const Call& ca
                     .p = whole(p.p()),
                     .q = whole(p.q()),
                     .pad_top = whole(p.pad_top),
-                    .pad_left = whole(p.pad_left)};
+                    .pad_left = whole(p.pad_left),
+                    .used_h = whole(std::min(p.h, (p.p() - 1) * p.stride_h - p.pad_top + p.r)),
+                    .used_w = whole(std::min(p.w, (p.q() - 1) * p.stride_w - p.pad_left + p.s))};
   const int sums = kDepthwiseThreads * Tile::kMaps * (Tile::kTaps + (o.has_bias ? 1 : 0));
   const Grid grid{.x = cut.tiling.map_tiles.divisor() * cut.splits,
                   .threads = kDepthwiseThreads,
                   .shared_bytes = sums * static_cast<int>(sizeof(float))};
   launch(depthwise_wgrad<T, Tile>, grid, o, call);
-  run_add_tap_slices<T>(o.slices, cut.splits, Tile::kTaps, p.c, operands.w, operands.dbias, call);
+  run_add_tap_slices<T>(o.slices, cut.splits, Tile::kTaps, p.c, operands.w, operands.dbias, p.k, call);
 }
 
 template <class T, class Tile> void append_tile(KernelList& list) {

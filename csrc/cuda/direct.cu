@@ -33,7 +33,7 @@ template <class T, class Stem> struct Tile : Stem {
   static constexpr int kFilterWords = kSteps * kColumnTiles * 32 * 2;   // [step][pair of column tiles][lane][tile, half]
   static constexpr int kFilterBytes = kFilterWords * 4;
   static constexpr int kSharedBytes = kFilterBytes + 2 * Stem::kMaps * 4 + (kWindowBytes + 15) / 16 * 16;
-  static constexpr int kBlocks = Stem::kMaps == 64 ? 2 : 3;  // of a multiprocessor
+  static constexpr int kBlocks = sizeof(T) == 2 ? 4 : 3;  // of a multiprocessor
 };
 
 template <class T> struct Params {
@@ -112,40 +112,41 @@ __device__ void multiply(Sums<Tile>& sums, Shared<uint32_t> window, Shared<uint3
   }
 }
 
-// Writes a lane's sums: kLaneMaps maps of 2 x 2 pixels.
+// Writes a lane's sums: kLaneMaps maps of 2 x 2 pixels, 8 columns apart.
 template <class T, class Tile>
 __device__ void write(const Params<T>& o, const Sums<Tile>& sums, const StemPlace& place, int row, int column,
                       int first_map, int lane_map) {
   constexpr int kVector = kWidest<T>;
   const Shared<float> scale = shared_memory<float>(Tile::kFilterBytes) + lane_map, shift = scale + Tile::kMaps;
+  const int map = first_map + lane_map;
+  float tile[4][Tile::kLaneMaps];
 #pragma unroll
-  for (int part = 0; part < Tile::kLaneMaps; part += kVector) {
-    const int map = first_map + lane_map + part;
-    const Vector<float, kVector> scales = scale.load_vector<kVector>(part), shifts = shift.load_vector<kVector>(part);
-    float tile[4][kVector];
+  for (int i = 0; i < 4; ++i)
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {  // row of the two, eight of the columns
-      const int p = row + i / 2, q = column + i % 2 * 8;
-      const bool there = p < o.p && q < o.q && map < o.maps;
-      const int64_t pixel = (int64_t{place.image} * o.p + p) * o.q + q;
+    for (int j = 0; j < Tile::kLaneMaps; ++j) tile[i][j] = sums.at[i / 2][j / 2][i % 2 * 2 + j % 2];
+
+#pragma unroll 1
+  for (int i = 0; i < 4; ++i, rotate(tile)) {
+    const int p = row + i / 2, q = column + i % 2 * 8;
+    if (p >= o.p || q >= o.q) continue;
+    const int64_t pixel = (int64_t{place.image} * o.p + p) * o.q + q;
+    float(&y)[Tile::kLaneMaps] = tile[0];
+#pragma unroll
+    for (int part = 0; part < Tile::kLaneMaps; part += kVector) {
+      const Vector<float, kVector> scales = scale.load_vector<kVector>(part), shifts = shift.load_vector<kVector>(part);
       Vector<T, kVector> residual{};
-      if (o.epilogue.residual && there)
-        residual = load_vector<kVector>(o.epilogue.residual + pixel * o.epilogue.residual_pixel_stride + map);
+      if (o.epilogue.residual && map + part < o.maps)
+        residual = load_vector<kVector>(o.epilogue.residual + pixel * o.epilogue.residual_pixel_stride + map + part);
 #pragma unroll
-      for (int v = 0; v < kVector; ++v) {
-        const float sum = sums.at[i / 2][(part + v) / 2][i % 2 * 2 + v % 2];
-        tile[i][v] = sum * scales[v] + shifts[v] + to_float(residual[v]);
-      }
+      for (int v = 0; v < kVector; ++v) y[part + v] = y[part + v] * scales[v] + shifts[v] + to_float(residual[v]);
     }
-    activate_tile(tile, o.epilogue.affine.activation, o.epilogue.affine.alpha);
+    activate_each(y, o.epilogue.affine.activation, o.epilogue.affine.alpha);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int p = row + i / 2, q = column + i % 2 * 8;
-      if (p >= o.p || q >= o.q || map >= o.maps) continue;
-      Vector<T, kVector> y;
+    for (int part = 0; part < Tile::kLaneMaps; part += kVector) {
+      Vector<T, kVector> rounded;
 #pragma unroll
-      for (int v = 0; v < kVector; ++v) y[v] = from_float<T>(tile[i][v]);
-      store_vector(o.y + ((int64_t{place.image} * o.p + p) * o.q + q) * o.y_pixel_stride + map, y);
+      for (int v = 0; v < kVector; ++v) rounded[v] = from_float<T>(y[part + v]);
+      if (map + part < o.maps) store_vector(o.y + pixel * o.y_pixel_stride + map + part, rounded);
     }
   }
 }

@@ -36,6 +36,7 @@ template <class T> struct StemInput {
   Divider tile_columns, tile_rows;  // of an image
   int tiles;                        // of all images
   int maps, h, w, pad_top, pad_left;
+  int used_h, used_w;  // what no tap meets is not read
 
   template <class Tile> static StemInput of(const ConvProblem& p, const Operands& operands, Tile) {
     const int64_t columns = (p.q() + Tile::kColumns - 1) / Tile::kColumns;
@@ -52,7 +53,9 @@ template <class T> struct StemInput {
             .h = whole(p.h),
             .w = whole(p.w),
             .pad_top = whole(p.pad_top),
-            .pad_left = whole(p.pad_left)};
+            .pad_left = whole(p.pad_left),
+            .used_h = whole(std::min(p.h, (p.p() - 1) * p.stride_h - p.pad_top + p.r)),
+            .used_w = whole(std::min(p.w, (p.q() - 1) * p.stride_w - p.pad_left + p.s))};
   }
 };
 
@@ -66,14 +69,15 @@ template <class Tile, class T> __device__ StemPlace stem_place(const StemInput<T
 }
 
 // The window [kReadRows][kReadColumns][4] of a tile: zero outside of the image and in the maps that x does not have.
-template <class Tile, class T>
+// Paired, each pixel has the next one beside it, so that two taps are 16 bytes at any pixel; behind the last are zeros.
+template <class Tile, bool kPaired = false, class T>
 __device__ void stage_window(const StemInput<T>& in, const StemPlace& place, Shared<T> window) {
   const int first_row = place.row * Tile::kStride - in.pad_top, first_column = place.column * Tile::kStride - in.pad_left;
 #pragma unroll 4
   for (int i = threadIdx.x; i < Tile::kReadPixels; i += Tile::kThreads) {
     const int h = first_row + i / Tile::kReadColumns, w = first_column + i % Tile::kReadColumns;
     Vector<T, kStemMaps> pixel{};
-    if (h >= 0 && h < in.h && w >= 0 && w < in.w) {
+    if (h >= 0 && h < in.used_h && w >= 0 && w < in.used_w) {
       const T* const from = in.x + ((int64_t{place.image} * in.h + h) * in.w + w) * in.pixel_stride;
 #pragma unroll
       for (int c = 0; c < kStemMaps; ++c) {
@@ -81,7 +85,13 @@ __device__ void stage_window(const StemInput<T>& in, const StemPlace& place, Sha
         pixel[c] = in.has_prologue ? from_float<T>(in.prologue(to_float(from[c]), c)) : from[c];
       }
     }
-    window.store_vector(i * kStemMaps, pixel);
+    if constexpr (kPaired) {
+      window.store_vector(2 * i * kStemMaps, pixel);
+      if (i > 0) window.store_vector((2 * i - 1) * kStemMaps, pixel);
+      else window.store_vector((2 * Tile::kReadPixels - 1) * kStemMaps, Vector<T, kStemMaps>{});
+    } else {
+      window.store_vector(i * kStemMaps, pixel);
+    }
   }
 }
 

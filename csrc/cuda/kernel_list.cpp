@@ -21,6 +21,8 @@ const KernelList& kernels() {
              append_grouped,
              append_grouped_wgrad,
              append_direct,
+             append_direct_ffma,
+             append_direct_wgrad,
 #if CNNKERN_SM90
              append_pointwise_sm90,
 #endif

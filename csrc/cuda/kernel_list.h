@@ -14,6 +14,8 @@ void append_depthwise(KernelList& list);
 void append_grouped(KernelList& list);
 void append_grouped_wgrad(KernelList& list);
 void append_direct(KernelList& list);
+void append_direct_ffma(KernelList& list);
+void append_direct_wgrad(KernelList& list);
 void append_pointwise_sm90(KernelList& list);
 void append_pointwise(KernelList& list);
 void append_implicit_gemm_sm90(KernelList& list);

@@ -1,7 +1,7 @@
 // The second stage of a weight gradient: what the blocks of the first have summed, slice by slice in the workspace, is
 // added in a fixed order, so that the bits are the same from every run.
 //
-//   slices [splits][rows][maps], float  ->  dw[map][row] for the first `taps` rows, dbias[map] for a row after them
+//   slices [splits][taps x maps, then the sums of dbias], float  ->  dw[map][tap], dbias
 //
 // A block has 32 neighbouring sums; each of its 16 warps adds every 16th slice, and the first adds what they have.
 // Bound: the slices are read once, mostly from L2.
@@ -16,7 +16,7 @@ namespace cnnkern::cuda {
 template <class T> struct SlicesParams {
   const float* slices;
   T* dw;
-  float* dbias;  // null: there is no row for it
+  float* dbias;  // null: the slices have no sums of it
   int splits, taps, count;  // count: sums of a slice
   Divider maps;
 };
@@ -41,14 +41,14 @@ template <class T> __global__ void __launch_bounds__(kSliceLanes* kSliceParts) a
   int row = static_cast<int>(i);
   const int map = o.maps.split(row);
   if (row < o.taps) o.dw[int64_t{map} * o.taps + row] = from_float<T>(sum);
-  else o.dbias[map] = sum;
+  else o.dbias[i - int64_t{o.taps} * o.maps.divisor()] = sum;
 }
 
-// rows: taps, and one more where dbias is not null. A slice has less than 2^31 sums.
+// A slice has less than 2^31 sums; `biases` of dbias, unless that is null.
 template <class T>
 void run_add_tap_slices(const float* slices, int64_t splits, int64_t taps, int64_t maps, void* dw, float* dbias,
-                    const Call& call) {
-  const int64_t count = (taps + (dbias ? 1 : 0)) * maps;
+                        int64_t biases, const Call& call) {
+  const int64_t count = taps * maps + (dbias ? biases : 0);
   const SlicesParams<T> o{.slices = slices,
                           .dw = static_cast<T*>(dw),
                           .dbias = dbias,

@@ -1,7 +1,7 @@
 // Prologue and epilogue of a tile of pixels x maps that one thread holds in registers.
 //
 // What depends on the call is asked once per tile and not once per value, and an activation that is more than two
-// comparisons is in the machine code once: the tile is passed through it pixel by pixel, moving up in the registers.
+// comparisons is in the machine code once: the pixels pass through it in turn.
 #pragma once
 
 #include <primitives/epilogue.h>
@@ -31,13 +31,27 @@ template <Activation kActivation, int N> __device__ void activate_each(float (&v
 
 template <int N> __device__ void activate_each(float (&v)[N], Activation activation, float alpha) {
   switch (activation) {
+    case Activation::none: return;
+    case Activation::relu: return activate_each<Activation::relu>(v, alpha);
+    case Activation::relu6: return activate_each<Activation::relu6>(v, alpha);
     case Activation::leaky_relu: return activate_each<Activation::leaky_relu>(v, alpha);
     case Activation::elu: return activate_each<Activation::elu>(v, alpha);
     case Activation::hardswish: return activate_each<Activation::hardswish>(v, alpha);
     case Activation::silu: return activate_each<Activation::silu>(v, alpha);
     case Activation::sigmoid: return activate_each<Activation::sigmoid>(v, alpha);
     case Activation::tanh: return activate_each<Activation::tanh>(v, alpha);
-    default: break;  // the clamps
+  }
+}
+
+// Every pixel moves to the place of the one before it, the first to the last: what is done to each in turn is then in
+// the machine code once, and the tile stays in registers.
+template <int kPixels, int kMaps> __device__ void rotate(float (&tile)[kPixels][kMaps]) {
+#pragma unroll
+  for (int i = 0; i < kMaps; ++i) {
+    const float first = tile[0][i];
+#pragma unroll
+    for (int p = 0; p + 1 < kPixels; ++p) tile[p][i] = tile[p + 1][i];
+    tile[kPixels - 1][i] = first;
   }
 }
 
@@ -54,16 +68,8 @@ __device__ void activate_tile(float (&tile)[kPixels][kMaps], Activation activati
   }
 #pragma unroll 1
   for (int turn = 0; turn < kPixels; ++turn) {
-    float first[kMaps];
-#pragma unroll
-    for (int i = 0; i < kMaps; ++i) first[i] = tile[0][i];
-    activate_each(first, activation, alpha);
-#pragma unroll
-    for (int i = 0; i < kMaps; ++i) {
-#pragma unroll
-      for (int p = 0; p + 1 < kPixels; ++p) tile[p][i] = tile[p + 1][i];
-      tile[kPixels - 1][i] = first[i];
-    }
+    activate_each(tile[0], activation, alpha);
+    rotate(tile);
   }
 }
 
