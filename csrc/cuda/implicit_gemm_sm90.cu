@@ -32,6 +32,7 @@
 #include <primitives/launcher.h>
 #include <primitives/multiprocessors.h>
 
+#include "copy_views_sm90.h"
 #include "kernel_list.h"
 #include "naming.h"
 
@@ -40,46 +41,7 @@ namespace {
 
 constexpr int64_t kMostTiles = int64_t{1} << 30;
 
-// How the pixels of what is written walk over those of what is read; by axis: columns, rows.
-struct Walk {
-  int64_t lower[2], upper[2], step[2];  // primitives/tensor_map.h
-  int64_t first_tap[2], tap[2];         // offset of the first tap, and from tap to tap
-};
-
-Walk walk_of(const ConvProblem& p, Direction direction) {
-  const int64_t before[] = {p.pad_left, p.pad_top}, after[] = {p.pad_right, p.pad_bottom};
-  const int64_t stride[] = {p.stride_w, p.stride_h}, dilation[] = {p.dilation_w, p.dilation_h};
-  const int64_t reach[] = {(p.s - 1) * p.dilation_w, (p.r - 1) * p.dilation_h};  // from the first tap to the last
-  const int64_t x[] = {p.w, p.h}, y[] = {p.q(), p.p()};
-  Walk walk;
-  for (const int i : {0, 1}) {
-    const bool fprop = direction == Direction::fprop;
-    walk.lower[i] = fprop ? -before[i] : before[i] - reach[i];
-    walk.upper[i] = fprop ? after[i] - reach[i] : walk.lower[i] + x[i] - y[i];
-    walk.step[i] = fprop ? stride[i] : 1;
-    walk.first_tap[i] = fprop ? 0 : reach[i];
-    walk.tap[i] = fprop ? dilation[i] : -dilation[i];
-  }
-  return walk;
-}
-
 // --- what it cannot do ----------------------------------------------------------------------------------------------------
-
-std::string outside_of_copy_engine(const ConvProblem& p, Direction direction) {
-  const Walk walk = walk_of(p, direction);
-  for (const int i : {0, 1}) {
-    for (const int64_t corner : {walk.lower[i], walk.upper[i]}) {
-      if (corner < kLowestCorner || corner > kHighestCorner) return "the copy engine takes corners from -128 to 127";
-    }
-    if (walk.step[i] > kMostStep) return "the copy engine takes strides up to 8";
-  }
-  if ((p.s - 1) * p.dilation_w > kMostTapOffset || (p.r - 1) * p.dilation_h > kMostTapOffset)
-    return "the copy engine reaches 254 pixels from tap to tap";
-  const int64_t element = kDTypeSizes[static_cast<int>(p.dtype)];
-  const int64_t image = std::max(p.h * p.w * p.x_stride(), p.p() * p.q() * p.y_stride());
-  if (std::max(image, p.r * p.s * p.c) * element > kMostStrideBytes) return "the copy engine takes strides below 2^40 bytes";
-  return "";
-}
 
 template <class T, Direction kDirection> std::string why_not(const ConvProblem& p, const Flags& flags) {
   if (flags.capability != 90) return "it is for compute capability 9.0";
@@ -90,7 +52,8 @@ template <class T, Direction kDirection> std::string why_not(const ConvProblem& 
   if (const std::string reason = not_in_vectors(p, kWidest<T>, flags); !reason.empty()) return reason;
   if (const std::string reason = too_many_pixels(p); !reason.empty()) return reason;
   const int64_t pixels = p.n * std::max(p.h * p.w, p.p() * p.q()), maps = std::max(p.c, p.k);
-  if ((pixels / 128 + 2) * (maps / 64 + 1) >= kMostTiles || pixels >= (int64_t{1} << 31) - 1024)
+  if ((pixels / 128 + 2) * (maps / 64 + 1) >= kMostTiles || p.r * p.s * maps >= int64_t{1} << 31 ||
+      pixels >= (int64_t{1} << 31) - 1024)
     return "its tiles are counted in 32 bits";
   return outside_of_copy_engine(p, kDirection);
 }
@@ -126,27 +89,6 @@ template <int kTile> std::string rather_not(const ConvProblem& p) {
 
 // --- launch ---------------------------------------------------------------------------------------------------------------
 
-// x or dy, of which a copy brings 128 bytes of maps of a tile's pixels.
-TensorView view_of_pixels(const ConvProblem& p, const Operands& operands, const Walk& walk, int pixels) {
-  const bool fprop = p.direction == Direction::fprop;
-  const int64_t maps = fprop ? p.c : p.k, w = fprop ? p.w : p.q(), h = fprop ? p.h : p.p();
-  const int64_t stride = fprop ? p.x_stride() : p.y_stride();
-  TensorView view{.address = fprop ? operands.x : operands.y,
-                  .dtype = p.dtype,
-                  .as_tf32 = p.dtype == DType::f32,
-                  .rank = 4,
-                  .size = {maps, w, h, p.n},
-                  .stride = {1, stride, w * stride, h * w * stride},
-                  .box = {kSwizzledRow / kDTypeSizes[static_cast<int>(p.dtype)], pixels}};
-  view.pixels.walked = true;
-  for (const int i : {0, 1}) {
-    view.pixels.lower[i] = static_cast<int>(walk.lower[i]);
-    view.pixels.upper[i] = static_cast<int>(walk.upper[i]);
-    view.pixels.step[i] = static_cast<int>(walk.step[i]);
-  }
-  return view;
-}
-
 // w as maps, taps and filters, of which a copy brings 128 bytes of maps of one tap of 64 filters.
 TensorView view_of_filters(const ConvProblem& p, const Operands& operands) {
   return {.address = operands.w,
@@ -155,16 +97,6 @@ TensorView view_of_filters(const ConvProblem& p, const Operands& operands) {
           .rank = 3,
           .size = {p.c, p.r * p.s, p.k},
           .stride = {1, p.c, p.r * p.s * p.c},
-          .box = {kSwizzledRow / kDTypeSizes[static_cast<int>(p.dtype)], 1, 64}};
-}
-
-// y, dx or a residual as maps, 1 and pixels, of which a copy brings 128 bytes of maps of 64 pixels.
-TensorView view_of_slice(const ConvProblem& p, const void* address, int64_t maps, int64_t pixels, int64_t stride) {
-  return {.address = address,
-          .dtype = p.dtype,
-          .rank = 3,
-          .size = {maps, 1, pixels},
-          .stride = {1, stride, stride},
           .box = {kSwizzledRow / kDTypeSizes[static_cast<int>(p.dtype)], 1, 64}};
 }
 
@@ -179,10 +111,10 @@ ImplicitGemmParams<T> params_of(const Operands& operands, const Call& call) {
   const auto narrow = [](int64_t n) { return static_cast<int>(n); };
   const int64_t stride = kFprop ? p.y_stride() : p.x_stride();
   const bool has_residual = kFprop && operands.residual;
-  const TensorView to = view_of_slice(p, kFprop ? operands.y : operands.x, maps, pixels, stride);
+  const TensorView to = view_of_pixels(p, kFprop ? operands.y : operands.x, maps, pixels, stride);
   const TensorView residual =
-      has_residual ? view_of_slice(p, operands.residual, maps, pixels, operands.residual_pixel_stride) : to;
-  return {.from = tensor_map(view_of_pixels(p, operands, walk, Tile::kPixels), call),
+      has_residual ? view_of_pixels(p, operands.residual, maps, pixels, operands.residual_pixel_stride) : to;
+  return {.from = tensor_map(view_of_walk(p, operands, walk, Tile::kPixels), call),
           .w = tensor_map(view_of_filters(p, operands), call),
           .to = tensor_map(to, call),
           .residual = tensor_map(residual, call),

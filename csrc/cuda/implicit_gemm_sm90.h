@@ -145,7 +145,6 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
   using Sums = float[Tile::kProducts][Tile::kSums];
 
   __device__ void consume(int group) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
     const int steps = o_.r * o_.s * ((o_.depth + kDepth - 1) / kDepth);
     typename Slots::Turn turn;
     int slices = 0;  // that this consumer has begun with
@@ -153,18 +152,7 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
       const Place at = place(tile);
       if (leads() && o_.has_residual) fetch_residual(at, group, 0, slices);
       Sums sums;
-      int before = 0;
-      for (int step = 0; step < steps; ++step, turn.next()) {
-        slots_.full(turn.slot).wait(turn.parity);
-        begin_products();
-        multiply_slot(sums, turn.slot, group, step > 0);
-        commit_products();
-        wait_products<1>();  // the step before this
-        if (step > 0) slots_.release(before, lane);
-        before = turn.slot;
-      }
-      wait_products<0>();
-      slots_.release(before, lane);
+      slots_.consume(turn, steps, [&](int slot, int step) { multiply_slot(sums, slot, group, step > 0); });
 #pragma unroll
       for (auto& part : sums) settle(part);
       write(sums, at, group, slices);

@@ -18,6 +18,7 @@ const KernelList& kernels() {
 #if CNNKERN_SM90
              append_pointwise_sm90,
              append_implicit_gemm_sm90,
+             append_implicit_gemm_wgrad_sm90,
 #endif
          })
       append(all);

@@ -10,6 +10,7 @@ namespace cnnkern::cuda {
 void append_depthwise(KernelList& list);
 void append_pointwise_sm90(KernelList& list);
 void append_implicit_gemm_sm90(KernelList& list);
+void append_implicit_gemm_wgrad_sm90(KernelList& list);
 
 const KernelList& kernels();
 

@@ -12,6 +12,7 @@
 #pragma once
 
 #include <primitives/mbarrier.h>
+#include <primitives/mma_sm90.h>
 
 namespace cnnkern::cuda {
 
@@ -51,6 +52,23 @@ template <int kSlots, int kCluster, int kConsumerWarps> class Ring {
     if constexpr (kCluster > 1) {
       if (lane < kCluster) empty(slot).arrive_at(lane);
     } else if (lane == 0) empty(slot).arrive();
+  }
+  // Consumers: the next `steps` slots one after the other; multiply(slot, step) issues the products of one. While the
+  // tensor cores are at one step, its slot and the one before are held.
+  template <class Multiply> __device__ void consume(Turn& turn, int steps, const Multiply& multiply) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    int before = 0;
+    for (int step = 0; step < steps; ++step, turn.next()) {
+      full(turn.slot).wait(turn.parity);
+      begin_products();
+      multiply(turn.slot, step);
+      commit_products();
+      wait_products<1>();  // the step before this
+      if (step > 0) release(before, lane);
+      before = turn.slot;
+    }
+    wait_products<0>();
+    release(before, lane);
   }
   // The producer leaves last: until every slot is free, the neighbours' arrivals and copies are still to come.
   __device__ void drain(Turn turn) const {
