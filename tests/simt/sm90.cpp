@@ -126,7 +126,7 @@ struct Stores {
   Waiting waiting;
 };
 std::map<const Thread*, Stores> stores;
-std::map<uint32_t, uint32_t> fenced;  // by thread: the time before which its writes are known to the asynchronous proxy
+std::vector<uint32_t> fenced;  // by thread: up to when its writes are known to the asynchronous proxy
 
 // What an asynchronous agent that this thread starts has seen: of a thread's own writes only what has been fenced.
 Clock seen_asynchronously(const Thread& thread) {
@@ -135,7 +135,7 @@ Clock seen_asynchronously(const Thread& thread) {
   const auto threads = static_cast<uint32_t>(cluster.blocks.size() * cluster.blocks[0]->threads.size());
   for (uint32_t id = 0; id <= std::max(last_agent, threads); ++id) {
     uint32_t time = id == thread.id ? thread.time : thread.seen.of(id);
-    if (id < threads) time = std::min(time, fenced.count(id) ? fenced[id] : 0);
+    if (id < threads) time = std::min(time, id < fenced.size() ? fenced[id] : 0);
     if (time) seen.add({id, time});
   }
   return seen;
@@ -144,6 +144,7 @@ Clock seen_asynchronously(const Thread& thread) {
 }  // namespace
 
 void fence_async() {
+  if (fenced.size() <= self().id) fenced.resize(self().id + 1);
   fenced[self().id] = self().time;
   ++self().time;
 }
@@ -232,17 +233,17 @@ class Operand {
   size_t element_;
 };
 
-// `rows` rows or columns of 32 bytes of gemm_k each, as float: [rows][depth].
-std::vector<float> fetch(const Operand& operand, int begin, int rows, Format format, const Agent& agent, Block& block,
+// `count` rows or columns from `begin` on, of 32 bytes of gemm_k each, as float: [depth][count].
+std::vector<float> fetch(const Operand& operand, int begin, int count, Format format, const Agent& agent, Block& block,
                          const Site& at) {
   const int element_bytes = format == Format::tf32 ? 4 : 2, depth = 32 / element_bytes, piece = 16 / element_bytes;
-  std::vector<float> values(static_cast<size_t>(rows) * depth);
+  std::vector<float> values(static_cast<size_t>(count) * depth);
   const bool along_k = operand.along_k();
-  for (int i = 0; i < rows; i += along_k ? 1 : piece) {
+  for (int i = 0; i < count; i += along_k ? 1 : piece) {
     for (int k = 0; k < depth; k += along_k ? piece : 1) {
       const std::byte* bytes = block.memory->read(agent, operand.offset(begin + i, k), 16, 16, at);
       for (int e = 0; e < piece; ++e)
-        values[(i + (along_k ? 0 : e)) * depth + k + (along_k ? e : 0)] = element(bytes + e * element_bytes, format);
+        values[(k + (along_k ? e : 0)) * count + i + (along_k ? 0 : e)] = element(bytes + e * element_bytes, format);
     }
   }
   return values;
@@ -270,14 +271,21 @@ void perform_product(void* const* deposits) {
   const int depth = product.format == Format::tf32 ? 8 : 16;
   const auto element = static_cast<size_t>(32 / depth);
   const Operand a(product.a, product.rows_along_k_a, element, first.at), b(product.b, product.rows_along_k_b, element, first.at);
-  const auto rows = fetch(a, thread.warp % 4 * 16, 16, product.format, products.agent, block, first.at);
-  const auto columns = fetch(b, 0, product.n, product.format, products.agent, block, first.at);
+  const int n = product.n;
+  const auto left = fetch(a, thread.warp % 4 * 16, 16, product.format, products.agent, block, first.at);
+  const auto right = fetch(b, 0, n, product.format, products.agent, block, first.at);
+  std::vector<float> sums(static_cast<size_t>(16 * n));
+  for (int k = 0; k < depth; ++k) {
+    for (int row = 0; row < 16; ++row) {
+      for (int column = 0; column < n; ++column) sums[row * n + column] += left[k * 16 + row] * right[k * n + column];
+    }
+  }
   for (int lane = 0; lane < 32; ++lane) {
     const auto& own = *static_cast<const ProductOfLane*>(deposits[lane]);
     const Product& mine = own.product;
     if (mine.a != product.a || mine.b != product.b || mine.plus != product.plus)
       fail(Fault::divergence, "lanes of a warp multiply different operands", first.at);
-    const auto elements = static_cast<size_t>(product.n / 2);
+    const auto elements = static_cast<size_t>(n / 2);
     auto [entry, is_new] = accumulators.try_emplace({own.thread, mine.d});
     auto& values = entry->second.values;
     if (is_new) values.assign(mine.d, mine.d + elements);
@@ -285,9 +293,7 @@ void perform_product(void* const* deposits) {
     for (size_t i = 0; i < elements; ++i) {
       const int row = lane / 4 + static_cast<int>(i / 2 % 2) * 8;
       const int column = static_cast<int>(i / 4) * 8 + lane % 4 * 2 + static_cast<int>(i % 2);
-      float sum = mine.plus ? values[i] : 0;
-      for (int k = 0; k < depth; ++k) sum += rows[row * depth + k] * columns[column * depth + k];
-      values[i] = sum;
+      values[i] = sums[row * n + column] + (mine.plus ? values[i] : 0);
       mine.d[i] = std::numeric_limits<float>::quiet_NaN();  // until it is waited for
     }
   }
