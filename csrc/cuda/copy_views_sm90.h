@@ -46,7 +46,8 @@ inline std::string outside_of_copy_engine(const ConvProblem& p, Direction direct
     return "the copy engine reaches 254 pixels from tap to tap";
   const int64_t element = kDTypeSizes[static_cast<int>(p.dtype)];
   const int64_t image = std::max(p.h * p.w * p.x_stride(), p.p() * p.q() * p.y_stride());
-  if (std::max(image, p.r * p.s * p.c) * element > kMostStrideBytes) return "the copy engine takes strides below 2^40 bytes";
+  if (std::max(image, p.r * p.s * p.c) * element > kMostStrideBytes)
+    return "the copy engine takes strides below 2^40 bytes";
   return "";
 }
 
@@ -72,7 +73,8 @@ inline TensorView view_of_walk(const ConvProblem& p, const Operands& operands, c
 }
 
 // A tensor in the order of its pixels, as maps, 1 and pixels, of which a copy brings 128 bytes of maps of 64 pixels.
-inline TensorView view_of_pixels(const ConvProblem& p, const void* address, int64_t maps, int64_t pixels, int64_t stride) {
+inline TensorView view_of_pixels(const ConvProblem& p, const void* address, int64_t maps, int64_t pixels,
+                                 int64_t stride) {
   return {.address = address,
           .dtype = p.dtype,
           .rank = 3,

@@ -4,35 +4,39 @@
 //   dgrad  dx[n,h,w,c] = sum over r,s,k of dy[n, h + pad - r*l, w + pad - s*l, k] * w[k,r,s,c]       (stride 1)
 //
 // x, y: NHWC with pixel strides; w: [K][R][S][C]. As a GEMM: pixels of what is written x its maps, summed over (r, s,
-// maps of what is read) in steps of one tap and 128 bytes of maps. The copy engine walks over a tile's pixels as over the
-// rows of a matrix, across the ends of image rows and of images, with zeros where a tap meets padding or nothing
+// maps of what is read) in steps of one tap and 128 bytes of maps. The copy engine walks over a tile's pixels as over
+// the rows of a matrix, across the ends of image rows and of images, with zeros where a tap meets padding or nothing
 // (primitives/tensor_map.h); the same walk with the taps in reverse is dgrad at stride 1.
 //
 // A block stays on its multiprocessor and takes every nth tile. Its warpgroups have roles (implicit_gemm_sm90.h):
 //
 //   warpgroup  threads that work  registers  does
 //   0, 1       128                232        multiply their half of the tile's pixels, slot by slot; then the epilogue
-//   2          1                  40         has slots filled, as far ahead as there are free ones, also of the next tile
+//   2          1                  40         has slots filled as far ahead as they are free, also for the next tile
 //
-// A slot (ring_sm90.h: who owns it when) is one step of gemm_k, 128 bytes of maps of every pixel of the tile and of every
-// filter. Two blocks of a cluster with neighbouring pixels have each half of the filters copied to both: per tile of
-// 128 x 256 a multiprocessor fetches 32 instead of 48 KiB a step from L2.
+// A slot (ring_sm90.h: who owns it when) is one step of gemm_k, 128 bytes of maps of every pixel of the tile and of
+// every filter. Two blocks of a cluster have neighbouring pixels, and each has half of the filters copied to both.
 //
-// Which operand is gemm_m: an instruction of the tensor cores takes 64 rows of gemm_m by n of gemm_n, both out of shared
-// memory, in n / 2 cycles, so it reads (64 + n) * 64 / n bytes a cycle of the 128 that shared memory has. Up to 64 maps
-// as gemm_n that is all of them; as gemm_m, with 128 pixels as gemm_n, it is 96. With 128 or 256 maps as gemm_n, and
-// pixels as gemm_m, it is 96 or 80.
+// The epilogue is done in the registers, 64 pixels x 128 bytes of maps at a time: scale, shift, residual, activation.
+// Such a slice leaves through shared memory by the copy engine, which also has brought the residual to the same place;
+// both clip what is outside. Meanwhile the producer fills slots with the next tile, and the other consumer multiplies
+// as far as it is behind.
+//
+// Which operand is gemm_m: an instruction of the tensor cores takes 64 rows of gemm_m by n of gemm_n, both out of
+// shared memory, in n / 2 cycles, so it reads (64 + n) * 64 / n bytes a cycle of the 128 that shared memory has. Up to
+// 64 maps as gemm_n that is all of them; as gemm_m, with 128 pixels as gemm_n, it is 96. With 128 or 256 maps as
+// gemm_n, and pixels as gemm_m, it is 96 or 80.
 //
 // Bound, the 3x3 convolution of 128 maps on 28 x 28 of ResNet-50, bf16: at batch 128 29.6 GFLOP and 51.7 MB, 37 us at
-// 790 TFLOP/s (12 us at 4.3 TB/s); at batch 256 75 us. Predicted: 392 tiles of 256 x 128 are 2.97 waves of 132, so 99% of
-// the last wave is at work; a tile's 18 steps take 18432 cycles of the tensor cores, and its epilogue is hidden but for
-// the drift of two consumers, 4 slots of 1024 cycles: 41 us at batch 128, 83 us at batch 256.
-#include "implicit_gemm_sm90.h"
-
+// 790 TFLOP/s (12 us at 4.3 TB/s); at batch 256 75 us. Predicted: 392 tiles of 256 x 128 are 2.97 waves of 132; a
+// tile's 18 steps take 18432 cycles of the tensor cores, and its epilogue, about 1500, adds 8% if nothing hides it: 41
+// us at batch 128, 82 us at batch 256. Each step fetches 40 KiB in 1024 cycles from L2, 7.7 TB/s at that rate: if L2
+// has less, that is the bound, as every tap fetches its pixels anew.
 #include <primitives/launcher.h>
 #include <primitives/multiprocessors.h>
 
 #include "copy_views_sm90.h"
+#include "implicit_gemm_sm90.h"
 #include "kernel_list.h"
 #include "naming.h"
 
@@ -41,7 +45,7 @@ namespace {
 
 constexpr int64_t kMostTiles = int64_t{1} << 30;
 
-// --- what it cannot do ----------------------------------------------------------------------------------------------------
+// --- what it cannot do -----------------------------------------------------------------------------------------------
 
 template <class T, Direction kDirection> std::string why_not(const ConvProblem& p, const Flags& flags) {
   if (flags.capability != 90) return "it is for compute capability 9.0";
@@ -62,12 +66,16 @@ template <class T, Direction kDirection> std::string why_not_pointwise(const Con
   return p.pointwise() ? why_not<T, kDirection>(p, flags) : "it is not pointwise";
 }
 
-// --- tiles ----------------------------------------------------------------------------------------------------------------
+// --- tiles -----------------------------------------------------------------------------------------------------------
 
-// Pixels x maps of a tile; and, for the choice among them, the share of the tensor cores' rate that its instructions
-// leave room for (see the header of this file: bytes from shared memory and from L2).
-struct TileChoice { int pixels, maps; double rate; };
-constexpr TileChoice kTiles[] = {{128, 256, 1}, {256, 128, 0.95}, {128, 128, 0.8}, {256, 64, 0.6}};
+// Pixels x maps of a tile and, for the choice among them, at which share of their rate the tensor cores are fed from
+// L2: the bytes of a step (pixels, and filters by the block's part of a cluster) against those of 128 x 256, in the
+// step's time; and a little more for 64 maps as gemm_m, which for so few reads less of shared memory.
+struct TileChoice {
+  int pixels, maps;
+  double rate;
+};
+constexpr TileChoice kTiles[] = {{128, 256, 1}, {256, 128, 0.8}, {128, 128, 0.67}, {256, 64, 0.41}};
 constexpr int kUsualMultiprocessors = 132;  // of an H100 or H200
 
 // Waves of tiles, by the time that a tile takes.
@@ -87,7 +95,7 @@ template <int kTile> std::string rather_not(const ConvProblem& p) {
   return "";
 }
 
-// --- launch ---------------------------------------------------------------------------------------------------------------
+// --- launch ----------------------------------------------------------------------------------------------------------
 
 // w as maps, taps and filters, of which a copy brings 128 bytes of maps of one tap of 64 filters.
 TensorView view_of_filters(const ConvProblem& p, const Operands& operands) {
@@ -149,7 +157,7 @@ template <class T, Direction kDirection, class Tile> void run(const Operands& op
   launch(implicit_gemm<T, kDirection, Tile>, grid, params, call);
 }
 
-// --- list -----------------------------------------------------------------------------------------------------------------
+// --- list ------------------------------------------------------------------------------------------------------------
 
 enum class Family { pointwise, implicit_gemm };
 

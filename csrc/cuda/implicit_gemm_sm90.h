@@ -21,7 +21,7 @@ template <int kPixels_, int kMaps_> struct ImplicitGemmTile {
   static constexpr int kPixels = kPixels_, kMaps = kMaps_;
   // Few maps: they are gemm_m, and the pixels of a consumer gemm_n. Else pixels are gemm_m, 64 at a time.
   static constexpr bool kMapsOnM = kMaps == 64;
-  static constexpr int kProducts = kMapsOnM ? 1 : kPixels / kConsumers / 64;  // instructions for the same k
+  static constexpr int kProducts = kMapsOnM ? 1 : kPixels / kConsumers / 64;   // instructions for the same k
   static constexpr int kSums = (kMapsOnM ? kPixels / kConsumers : kMaps) / 2;  // of one of them, in a thread
   // Two blocks have neighbouring pixels and share the filters, half of which each fetches for both.
   static constexpr int kCluster = kMapsOnM ? 1 : 2;
@@ -46,10 +46,10 @@ template <class T> struct ImplicitGemmParams {
   TensorMap to, residual;  // y or dx, a slice; as y
   Affine<T> epilogue;
   bool has_residual;
-  int pixels, maps;                    // of what is written
-  int depth;                           // maps of what is read
-  int tiles;                           // of the cluster
-  Divider map_tiles, width, height;    // width, height: of what is written
+  int pixels, maps;                                    // of what is written
+  int depth;                                           // maps of what is read
+  int tiles;                                           // of the cluster
+  Divider map_tiles, width, height;                    // width, height: of what is written
   int lower_column, lower_row, step_column, step_row;  // the pixel read for pixel (0, 0), and from there to the next
   int r, s, first_column, first_row, tap_column, tap_row;  // offset of the first tap, and from tap to tap
 };
@@ -180,8 +180,9 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
   // --- epilogue: a consumer's sums, slice by slice ------------------------------------------------------------------
   //
   // A slice is this consumer's alone. It belongs to the copy engine from when the leader has a residual fetched into it
-  // until its barrier, and from when the leader has it stored until the leader has waited for that; else to the threads,
-  // each of which replaces what it has read of a residual by y. Meanwhile the producer fills slots for the next tile.
+  // until its barrier, and from when the leader has it stored until the leader has waited for that; else to the
+  // threads, each of which replaces what it has read of a residual by y. Meanwhile the producer fills slots for the
+  // next tile.
 
   static constexpr int kSliceMaps = kDepth, kSliceSums = kSliceMaps / 2;  // of a slice: maps, and sums in a thread
   static constexpr int kAcross = Tile::kMapsOnM ? Tile::kPixels / kConsumers / Tile::kSlice : Tile::kMaps / kSliceMaps;
@@ -241,7 +242,7 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
 
   // Element (pixel, map) of a slice, swizzled.
   __device__ static int in_slice(int pixel, int map) {
-    return pixel * kSliceMaps + ((map / kWidest<T>) ^ (pixel % 8)) * kWidest<T> + map % kWidest<T>;
+    return pixel * kSliceMaps + ((map / kWidest<T>)^(pixel % 8)) * kWidest<T> + map % kWidest<T>;
   }
 
   // Which element of a slice the pair of sums 2 i and 2 i + 1 is the first of (primitives/mma_sm90.h): neighbouring

@@ -2,19 +2,20 @@
 //
 //   wgrad  dw[k,r,s,c] = sum over n,p,q of dy[n,p,q,k] * x[n, p*u - pad + r*l, q*v - pad + s*l, c]
 //
-// x, y: NHWC with pixel strides; dw: [K][R][S][C]. As a GEMM: filters x columns, summed over pixels in steps of 64. A column
-// block is 64 maps of x at one tap; a tile takes 4 of them in the order of dw, whatever taps they belong to, so that few
-// maps fill a tile too. Both operands have their rows, of 64 maps, along gemm_m and gemm_n: the tensor cores transpose them
-// as they read. x comes by the same walk over pixels as for fprop, dy in boxes.
+// x, y: NHWC with pixel strides; dw: [K][R][S][C]. As a GEMM: filters x columns, summed over pixels in steps of 64. A
+// column block is 64 maps of x at one tap; a tile takes 4 of them in the order of dw, whatever taps they belong to, so
+// that few maps fill a tile too. Both operands have their rows, of 64 maps, along gemm_m and gemm_n: the tensor cores
+// transpose them as they read. x comes by the same walk over pixels as for fprop, dy in boxes.
 //
-// A gradient has few tiles and many pixels: pixels are cut into ranges, each block takes every nth (range, tile) and writes
-// float sums to the range's slice of the workspace; slices.cu adds the slices in order, the same bits from every run.
+// A gradient has few tiles and many pixels: pixels are cut into ranges, each block takes every nth (range, tile) and
+// writes float sums to the range's slice of the workspace; slices.cu adds the slices in order, the same bits from every
+// run.
 //
-// Roles, slots and who owns them: as in implicit_gemm_sm90.cu and ring_sm90.h. Two consumers share the filters of a tile of
-// 128, 64 each, or the columns of a tile of 64.
+// Roles, slots and who owns them: as in implicit_gemm_sm90.cu and ring_sm90.h. Two consumers share the filters of a
+// tile of 128, 64 each, or the columns of a tile of 64.
 //
-// Bound, the 3x3 convolution of 128 maps on 28 x 28 of ResNet-50 at batch 128, bf16: 29.6 GFLOP and 52 MB, 37 us at
-// 790 TFLOP/s. Predicted: 5 tiles of 128 x 256 times 26 ranges of 61 steps are 130 blocks of one wave, whose 4.5 of 5 tiles
+// Bound, the 3x3 convolution of 128 maps on 28 x 28 of ResNet-50 at batch 128, bf16: 29.6 GFLOP and 52 MB, 37 us at 790
+// TFLOP/s. Predicted: 5 tiles of 128 x 256 times 26 ranges of 61 steps are 130 blocks of one wave, whose 4.5 of 5 tiles
 // are columns of dw: 43 us; the slices are 15 MB written and read, 7 us; together 50 us.
 #include <primitives/divide.h>
 #include <primitives/launcher.h>
@@ -53,11 +54,11 @@ struct Params {
   TensorMap dy, x;  // 64 maps of 64 pixels
   float* slices;    // [ranges][filters][taps][maps]
   int filters, taps, maps, pixels;
-  int range;                             // pixels of one, a multiple of kBlock
-  int items;                             // ranges x tiles
-  Divider filter_tiles, column_tiles;    // of the sum over one range
-  Divider blocks_of_tap, s;              // column blocks of a tap, taps of a row
-  Divider width, height;                 // of y
+  int range;                           // pixels of one, a multiple of kBlock
+  int items;                           // ranges x tiles
+  Divider filter_tiles, column_tiles;  // of the sum over one range
+  Divider blocks_of_tap, s;            // column blocks of a tap, taps of a row
+  Divider width, height;               // of y
   int lower_column, lower_row, step_column, step_row, tap_column, tap_row;
 };
 
@@ -65,7 +66,8 @@ template <class T, class Tile> class Wgrad {
   using Slots = typename Tile::Slots;
 
  public:
-  __device__ explicit Wgrad(const Params& o) : o_(o), slots_(shared_memory<uint64_t>(Tile::kSlots * Tile::kSlotBytes)) {}
+  __device__ explicit Wgrad(const Params& o)
+      : o_(o), slots_(shared_memory<uint64_t>(Tile::kSlots * Tile::kSlotBytes)) {}
 
   __device__ void run() const {
     slots_.make();
@@ -188,7 +190,7 @@ __global__ void __launch_bounds__(kThreads, 1) implicit_gemm_wgrad(const __grid_
   Wgrad<T, Tile<kMaps>>(o).run();
 }
 
-// --- how pixels are cut ---------------------------------------------------------------------------------------------------
+// --- how pixels are cut ----------------------------------------------------------------------------------------------
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -201,8 +203,8 @@ struct Ranges { int64_t count, pixels; };
 // As many as make the shortest run of waves, of 132 blocks, and of sums over slices.
 Ranges ranges_of(const ConvProblem& p, int64_t maps) {
   constexpr int64_t kMultiprocessors = 132, kMost = 2 * kMultiprocessors, kLeastSteps = 4;
-  constexpr double kTileSteps = 2;           // what a tile costs besides its steps, in steps
-  constexpr double kBytesPerStep = 2.5e6;    // of device memory, in the time of a step: 128 x 256 x 64 at 790 TFLOP/s
+  constexpr double kTileSteps = 2;         // what a tile costs besides its steps, in steps
+  constexpr double kBytesPerStep = 2.5e6;  // of device memory, in the time of a step: 128 x 256 x 64 at 790 TFLOP/s
   const int64_t pixels = p.n * p.p() * p.q(), steps = ceil_div(pixels, kBlock), tiles = tiles_of(p, maps);
   const int64_t slice_bytes = p.k * p.r * p.s * p.c * int64_t{sizeof(float)};
   Ranges best{1, steps * kBlock};
@@ -223,9 +225,11 @@ Ranges ranges_of(const ConvProblem& p, int64_t maps) {
 template <int kMaps> int64_t slices_bytes(const ConvProblem& p) {
   return ceil_div(ranges_of(p, kMaps).count * p.k * p.r * p.s * p.c * int64_t{sizeof(float)}, 256) * 256;
 }
-template <int kMaps> int64_t workspace_bytes(const ConvProblem& p) { return slices_bytes<kMaps>(p) + sum_pixels_bytes(p); }
+template <int kMaps> int64_t workspace_bytes(const ConvProblem& p) {
+  return slices_bytes<kMaps>(p) + sum_pixels_bytes(p);
+}
 
-// --- list -----------------------------------------------------------------------------------------------------------------
+// --- list ------------------------------------------------------------------------------------------------------------
 
 template <class T, int kMaps> std::string why_not(const ConvProblem& p, const Flags& flags) {
   if (flags.capability != 90) return "it is for compute capability 9.0";
@@ -272,20 +276,20 @@ template <class T, int kMaps> void run(const Operands& operands, const Call& cal
                  .step_row = narrow(walk.step[1]),
                  .tap_column = narrow(walk.tap[0]),
                  .tap_row = narrow(walk.tap[1])};
-  const Grid grid{.x = std::min(o.items, multiprocessors(call)),
-                  .threads = kThreads,
-                  .shared_bytes = Tile<kMaps>::kSharedBytes};
+  const Grid grid{
+      .x = std::min(o.items, multiprocessors(call)), .threads = kThreads, .shared_bytes = Tile<kMaps>::kSharedBytes};
   launch(implicit_gemm_wgrad<T, kMaps>, grid, o, call);
   add_slices<T>(slices, p.k * p.r * p.s * p.c, ranges.count, static_cast<T*>(operands.w), call);
   sum_pixels<T>(operands, slices + slices_bytes<kMaps>(p) / static_cast<int64_t>(sizeof(float)), call);
 }
 
 template <class T, int kMaps> void append_tile(KernelList& list) {
-  list.push_back({.name = kernel_name("implicit_gemm", Direction::wgrad, kDTypeOf<T>, std::to_string(kMaps) + "x256", "sm90"),
-                  .why_not = why_not<T, kMaps>,
-                  .rather_not = kMaps == 128 ? rather_64 : rather_128,
-                  .workspace_bytes = workspace_bytes<kMaps>,
-                  .run = run<T, kMaps>});
+  list.push_back(
+      {.name = kernel_name("implicit_gemm", Direction::wgrad, kDTypeOf<T>, std::to_string(kMaps) + "x256", "sm90"),
+       .why_not = why_not<T, kMaps>,
+       .rather_not = kMaps == 128 ? rather_64 : rather_128,
+       .workspace_bytes = workspace_bytes<kMaps>,
+       .run = run<T, kMaps>});
 }
 
 }  // namespace

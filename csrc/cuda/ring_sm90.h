@@ -4,8 +4,8 @@
 //   producer      from the end of a phase of empty(slot), to which every consumer warp of every block of the cluster
 //                 arrives once, until its copies are issued
 //   copy engine   until the phase of full(slot) ends: the producer's one arrival, and all bytes that it announced
-//   consumers     from the end of that phase until a warp's products that read the slot are complete: then it arrives at
-//                 empty(slot) of every block
+//   consumers     from the end of that phase until a warp's products that read the slot are complete: it then arrives
+//                 at empty(slot) of every block
 // In a cluster a block also receives copies that its neighbour has issued. They may come before the producer of this
 // block has announced them: its arrival is still missing then, so the phase cannot end early. They cannot come before
 // the slot is free, since the neighbour has waited for this block's consumers too.

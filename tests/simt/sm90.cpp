@@ -10,7 +10,7 @@
 namespace simt {
 namespace {
 
-// --- mbarriers --------------------------------------------------------------------------------------------------------
+// --- mbarriers -------------------------------------------------------------------------------------------------------
 
 struct Mbarrier {
   uint64_t id = 0;  // what lies in shared memory
@@ -27,7 +27,7 @@ constexpr size_t kMostMbarriers = 1 << 12;        // of a cluster
 std::array<Mbarrier, kMostMbarriers> mbarriers;   // the latest
 uint64_t made = 0;
 
-uint32_t last_agent = 0;                          // the highest id
+uint32_t last_agent = 0;  // the highest id
 
 // What one cluster has under way besides. Barriers are made before anything else is done, so that they begin a cluster.
 void forget_cluster();
@@ -88,7 +88,7 @@ void wait(const Place& place, int parity, const Site& at) {
   self().acquire(barrier.completed);
 }
 
-// --- the copy engine --------------------------------------------------------------------------------------------------
+// --- the copy engine -------------------------------------------------------------------------------------------------
 
 void load_rows(const Place& to, const Place& counted, unsigned blocks, int rows, const std::function<Row(int)>& row_of,
                const Site& at) {
@@ -156,7 +156,8 @@ void store_rows(const Place& from, int rows, const std::function<void(int, const
   last_agent = std::max(last_agent, agent.id);
   agent.starter = {};
   agent.seen = seen;
-  const std::byte* const begin = from.block->memory->read(agent, from.offset, static_cast<size_t>(rows) * kRowBytes, 1024, at);
+  const std::byte* const begin =
+      from.block->memory->read(agent, from.offset, static_cast<size_t>(rows) * kRowBytes, 1024, at);
   const std::shared_ptr<Stores::Group> group = stores[thread].open;
   ++group->under_way;
   later([=]() mutable {
@@ -187,7 +188,7 @@ void wait_stores(size_t pending, const Site& at) {
   }
 }
 
-// --- tensor cores -----------------------------------------------------------------------------------------------------
+// --- tensor cores ----------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -213,7 +214,10 @@ const Warp& warp_of(const Thread& thread) { return thread.block->warps[thread.wa
 class Operand {
  public:
   Operand(uint64_t bits, bool along_k, size_t element, const Site& at)
-      : start_(bits << 4 & 0x3fff0), block_(bits >> 12 & 0x3fff0), eight_(bits >> 28 & 0x3fff0), along_k_(along_k),
+      : start_(bits << 4 & 0x3fff0),
+        block_(bits >> 12 & 0x3fff0),
+        eight_(bits >> 28 & 0x3fff0),
+        along_k_(along_k),
         element_(element) {
     if (bits >> 62 != 1 || (bits >> 49 & 7)) fail(Fault::misuse, "a descriptor that is not of 128 bytes swizzled", at);
   }
@@ -270,7 +274,8 @@ void perform_product(void* const* deposits) {
 
   const int depth = product.format == Format::tf32 ? 8 : 16;
   const auto element = static_cast<size_t>(32 / depth);
-  const Operand a(product.a, product.rows_along_k_a, element, first.at), b(product.b, product.rows_along_k_b, element, first.at);
+  const Operand a(product.a, product.rows_along_k_a, element, first.at),
+      b(product.b, product.rows_along_k_b, element, first.at);
   const int n = product.n;
   const auto left = fetch(a, thread.warp % 4 * 16, 16, product.format, products.agent, block, first.at);
   const auto right = fetch(b, 0, n, product.format, products.agent, block, first.at);
@@ -311,23 +316,26 @@ void multiply(Product product, const Site& at) {
 }
 
 void commit_products(const Site& at) {
-  static constexpr Meeting::Operation kOperation{
-      "a commit of products",
-      [](void* const* deposits) {
-        const auto found = under_way.find(&warp_of(*static_cast<Thread*>(deposits[0])));
-        if (found == under_way.end()) return;
-        Products& products = found->second;
-        products.groups.push_back(products.agent.now());
-        ++products.agent.time;
-        ++products.committed;
-        products.open = false;
-      },
-      false, true};
+  static constexpr Meeting::Operation kOperation{"a commit of products",
+                                                 [](void* const* deposits) {
+                                                   const auto found =
+                                                       under_way.find(&warp_of(*static_cast<Thread*>(deposits[0])));
+                                                   if (found == under_way.end()) return;
+                                                   Products& products = found->second;
+                                                   products.groups.push_back(products.agent.now());
+                                                   ++products.agent.time;
+                                                   ++products.committed;
+                                                   products.open = false;
+                                                 },
+                                                 false, true};
   meet_warp(0xffffffff, &self(), kOperation, at);
 }
 
 void wait_products(size_t pending, const Site& at) {
-  struct Deposit { Thread* thread; size_t pending; } deposit{&self(), pending};
+  struct Deposit {
+    Thread* thread;
+    size_t pending;
+  } deposit{&self(), pending};
   static constexpr Meeting::Operation kOperation{
       "a wait for products",
       [](void* const* deposits) {
