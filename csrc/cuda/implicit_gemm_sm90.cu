@@ -1,12 +1,13 @@
 // Dense convolution on Hopper: implicit GEMM whose im2col is done by the copy engine.
 //
 //   fprop  y[n,p,q,k]  = epilogue( sum over r,s,c of x[n, p*u - pad + r*l, q*v - pad + s*l, c] * w[k,r,s,c] )
-//   dgrad  dx[n,h,w,c] = sum over r,s,k of dy[n, h + pad - r*l, w + pad - s*l, k] * w[k,r,s,c]       (stride 1)
+//   dgrad  dx[n,h,w,c] = sum over r,s,k of dy[n, (h + pad - r*l)/u, (w + pad - s*l)/v, k] * w[k,r,s,c], where that is whole
 //
 // x, y: NHWC with pixel strides; w: [K][R][S][C]. As a GEMM: pixels of what is written x its maps, summed over (r, s,
 // maps of what is read) in steps of one tap and 128 bytes of maps. The copy engine walks over a tile's pixels as over
 // the rows of a matrix, across the ends of image rows and of images, with zeros where a tap meets padding or nothing
-// (primitives/tensor_map.h); the same walk with the taps in reverse is dgrad at stride 1.
+// (primitives/tensor_map.h). dgrad is the same walk with the taps in reverse: at stride 1 over all of dx, else once for
+// every parity of a pixel's row and column, each with those taps that meet it (copy_views_sm90.h).
 //
 // A block stays on its multiprocessor and takes every nth tile. Its warpgroups have roles (implicit_gemm_sm90.h):
 //
@@ -43,7 +44,7 @@
 namespace cnnkern::cuda {
 namespace {
 
-constexpr int64_t kMostTiles = int64_t{1} << 30;
+constexpr int64_t kMostTiles = int64_t{1} << 30, kMostParities = 16;
 
 // --- what it cannot do -----------------------------------------------------------------------------------------------
 
@@ -52,7 +53,8 @@ template <class T, Direction kDirection> std::string why_not(const ConvProblem& 
   if (p.groups != 1) return "it has groups";
   if (kDTypeOf<T> == DType::f32 && !flags.tf32) return "TF32 is not allowed";
   if (p.prologue != Prologue{}) return "it has no prologue";
-  if (kDirection == Direction::dgrad && p.strided()) return "its dgrad has stride 1";
+  if (kDirection == Direction::dgrad && p.stride_h * p.stride_w > kMostParities)
+    return "its dgrad is for strides of up to 16 parities";
   if (const std::string reason = not_in_vectors(p, kWidest<T>, flags); !reason.empty()) return reason;
   if (const std::string reason = too_many_pixels(p); !reason.empty()) return reason;
   const int64_t pixels = p.n * std::max(p.h * p.w, p.p() * p.q()), maps = std::max(p.c, p.k);
@@ -81,7 +83,8 @@ constexpr int kUsualMultiprocessors = 132;  // of an H100 or H200
 // Waves of tiles, by the time that a tile takes.
 double predicted_time(const TileChoice& tile, const ConvProblem& p) {
   const bool fprop = p.direction == Direction::fprop;
-  const int64_t pixels = p.n * (fprop ? p.p() * p.q() : p.h * p.w), maps = fprop ? p.k : p.c;
+  const int64_t parities = fprop ? 1 : p.stride_h * p.stride_w;  // one after the other
+  const int64_t pixels = p.n * (fprop ? p.p() * p.q() : p.h * p.w) / parities, maps = fprop ? p.k : p.c;
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
   const int64_t tiles = ceil_div(pixels, tile.pixels) * ceil_div(maps, tile.maps);
   return static_cast<double>(ceil_div(tiles, kUsualMultiprocessors)) * tile.pixels * tile.maps / tile.rate;
@@ -108,18 +111,22 @@ TensorView view_of_filters(const ConvProblem& p, const Operands& operands) {
           .box = {kSwizzledRow / kDTypeSizes[static_cast<int>(p.dtype)], 1, 64}};
 }
 
+// For dgrad with a stride: of the pixels of one parity.
 template <class T, Direction kDirection, class Tile>
-ImplicitGemmParams<T> params_of(const Operands& operands, const Call& call) {
+ImplicitGemmParams<T> params_of(const Operands& operands, const Call& call, int64_t parity_h, int64_t parity_w) {
   const ConvProblem& p = call.problem;
   constexpr bool kFprop = kDirection == Direction::fprop;
-  const Walk walk = walk_of(p, kDirection);
-  const int64_t w = kFprop ? p.q() : p.w, h = kFprop ? p.p() : p.h, maps = kFprop ? p.k : p.c;
-  const int64_t pixels = p.n * h * w, map_tiles = (maps + Tile::kMaps - 1) / Tile::kMaps;
+  Walk walk = walk_of(p, kDirection, parity_h, parity_w);
+  // Pixels that no tap meets are zeros: one step of maps beyond the last.
+  const int64_t depth = kFprop ? p.c : p.k;
+  const bool none = !walk.row.taps || !walk.column.taps;
+  if (none) walk.row.taps = walk.column.taps = 1;
+  const int64_t maps = kFprop ? p.k : p.c, stride = kFprop ? p.y_stride() : p.x_stride();
+  const int64_t pixels = p.n * walk.row.size * walk.column.size, map_tiles = (maps + Tile::kMaps - 1) / Tile::kMaps;
   constexpr int64_t kClusterPixels = Tile::kPixels * Tile::kCluster;
-  const auto narrow = [](int64_t n) { return static_cast<int>(n); };
-  const int64_t stride = kFprop ? p.y_stride() : p.x_stride();
-  const bool has_residual = kFprop && operands.residual;
-  const TensorView to = view_of_pixels(p, kFprop ? operands.y : operands.x, maps, pixels, stride);
+  T* const written = static_cast<T*>(kFprop ? operands.y : operands.x);
+  const bool has_residual = kFprop && operands.residual, apart = !kFprop && p.strided();
+  const TensorView to = view_of_pixels(p, written, maps, pixels, stride);
   const TensorView residual =
       has_residual ? view_of_pixels(p, operands.residual, maps, pixels, operands.residual_pixel_stride) : to;
   return {.from = tensor_map(view_of_walk(p, operands, walk, Tile::kPixels), call),
@@ -128,33 +135,37 @@ ImplicitGemmParams<T> params_of(const Operands& operands, const Call& call) {
           .residual = tensor_map(residual, call),
           .epilogue = kFprop ? epilogue_of<T>(p, operands).affine : Affine<T>{},
           .has_residual = has_residual,
-          .pixels = narrow(pixels),
-          .maps = narrow(maps),
-          .depth = narrow(kFprop ? p.c : p.k),
-          .tiles = narrow((pixels + kClusterPixels - 1) / kClusterPixels * map_tiles),
+          .pixels = static_cast<int>(pixels),
+          .maps = static_cast<int>(maps),
+          .depth_begin = static_cast<int>(none ? depth : 0),
+          .depth_end = static_cast<int>(none ? depth + 1 : depth),
+          .tiles = static_cast<int>((pixels + kClusterPixels - 1) / kClusterPixels * map_tiles),
           .map_tiles = Divider(map_tiles),
-          .width = Divider(w),
-          .height = Divider(h),
-          .lower_column = narrow(walk.lower[0]),
-          .lower_row = narrow(walk.lower[1]),
-          .step_column = narrow(walk.step[0]),
-          .step_row = narrow(walk.step[1]),
-          .r = narrow(p.r),
-          .s = narrow(p.s),
-          .first_column = narrow(walk.first_tap[0]),
-          .first_row = narrow(walk.first_tap[1]),
-          .tap_column = narrow(walk.tap[0]),
-          .tap_row = narrow(walk.tap[1])};
+          .width = Divider(walk.column.size),
+          .height = Divider(walk.row.size),
+          .row = walk.row,
+          .column = walk.column,
+          .filter_columns = static_cast<int>(p.s),
+          .apart = apart ? written + (parity_h * p.w + parity_w) * stride : nullptr,
+          .apart_column = p.stride_w * stride,
+          .apart_row = p.stride_h * p.w * stride,
+          .apart_image = p.h * p.w * stride};
 }
 
 template <class T, Direction kDirection, class Tile> void run(const Operands& operands, const Call& call) {
-  const auto params = params_of<T, kDirection, Tile>(operands, call);
-  const int clusters = std::min(params.tiles, std::max(1, multiprocessors(call) / Tile::kCluster));
-  const Grid grid{.x = int64_t{clusters} * Tile::kCluster,
-                  .threads = kImplicitGemmThreads,
-                  .shared_bytes = Tile::kSharedBytes,
-                  .cluster = Tile::kCluster};
-  launch(implicit_gemm<T, kDirection, Tile>, grid, params, call);
+  const ConvProblem& p = call.problem;
+  const bool parities = kDirection == Direction::dgrad;
+  for (int64_t h = 0; h < (parities ? std::min(p.stride_h, p.h) : 1); ++h) {
+    for (int64_t w = 0; w < (parities ? std::min(p.stride_w, p.w) : 1); ++w) {
+      const auto params = params_of<T, kDirection, Tile>(operands, call, h, w);
+      const int clusters = std::min(params.tiles, std::max(1, multiprocessors(call) / Tile::kCluster));
+      const Grid grid{.x = int64_t{clusters} * Tile::kCluster,
+                      .threads = kImplicitGemmThreads,
+                      .shared_bytes = Tile::kSharedBytes,
+                      .cluster = Tile::kCluster};
+      launch(implicit_gemm<T, kDirection, Tile>, grid, params, call);
+    }
+  }
 }
 
 // --- list ------------------------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ struct Params {
   Divider filter_tiles, column_tiles;  // of the sum over one range
   Divider blocks_of_tap, s;            // column blocks of a tap, taps of a row
   Divider width, height;               // of y
-  int lower_column, lower_row, step_column, step_row, tap_column, tap_row;
+  AxisWalk row, column;                // of y over x
 };
 
 template <class T, class Tile> class Wgrad {
@@ -126,9 +126,8 @@ template <class T, class Tile> class Wgrad {
     if (tap >= o_.taps) tap = 0, map = o_.maps;
     int tap_row = tap;
     const int tap_column = o_.s.split(tap_row);
-    const int column = o_.width.split(image) * o_.step_column + o_.lower_column;
-    const int row = o_.height.split(image) * o_.step_row + o_.lower_row;
-    load_pixels(to, o_.x, full, map, column, row, image, tap_column * o_.tap_column, tap_row * o_.tap_row);
+    const int column = start(o_.column, o_.width.split(image)), row = start(o_.row, o_.height.split(image));
+    load_pixels(to, o_.x, full, map, column, row, image, offset(o_.column, tap_column), offset(o_.row, tap_row));
   }
 
   using Sums = float[Tile::kOwnColumns / 2];
@@ -270,12 +269,8 @@ template <class T, int kMaps> void run(const Operands& operands, const Call& cal
                  .s = Divider(p.s),
                  .width = Divider(p.q()),
                  .height = Divider(p.p()),
-                 .lower_column = narrow(walk.lower[0]),
-                 .lower_row = narrow(walk.lower[1]),
-                 .step_column = narrow(walk.step[0]),
-                 .step_row = narrow(walk.step[1]),
-                 .tap_column = narrow(walk.tap[0]),
-                 .tap_row = narrow(walk.tap[1])};
+                 .row = walk.row,
+                 .column = walk.column};
   const Grid grid{
       .x = std::min(o.items, multiprocessors(call)), .threads = kThreads, .shared_bytes = Tile<kMaps>::kSharedBytes};
   launch(implicit_gemm_wgrad<T, kMaps>, grid, o, call);

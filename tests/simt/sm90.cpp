@@ -74,6 +74,7 @@ void publish_mbarriers() {
 }
 
 void arrive(const Place& place, int bytes, const Site& at) {
+  if (!place.block->live) fail(Fault::misuse, "arrives at an mbarrier of a block that has ended", at);
   Mbarrier& barrier = at_place(place, at);
   if (barrier.pending == 0) fail(Fault::misuse, "arrives at an mbarrier more often than it counts", at);
   self().release(barrier.arriving);
@@ -99,7 +100,10 @@ void load_rows(const Place& to, const Place& counted, unsigned blocks, int rows,
     std::byte* const begin = there->memory->write(agent, to.offset, static_cast<size_t>(rows) * kRowBytes, 1024, at);
     Mbarrier& barrier = at_place({there.get(), counted.offset}, at);
     if (!barrier.published) fail(Fault::misuse, "an mbarrier that the copy engine does not know of", at);
-    later([agent, begin, rows, row_of, &barrier]() mutable {
+    if (!there->live) fail(Fault::misuse, "copies to a block that has ended", at);
+    const Block* const block = there.get();
+    later([agent, begin, rows, row_of, block, at, &barrier]() mutable {
+      if (!block->live) fail(Fault::misuse, "a block ends before what is copied to it has come", at);
       for (int i = 0; i < rows; ++i) {
         const Row row = row_of(i);
         for (int piece = 0; piece < 8; ++piece)
