@@ -8,6 +8,7 @@
 
 #include <bit>
 
+#include "copy_views_sm90.h"
 #include "ring_sm90.h"
 
 namespace cnnkern::cuda {
@@ -21,7 +22,7 @@ template <int kPixels_, int kMaps_> struct ImplicitGemmTile {
   static constexpr int kPixels = kPixels_, kMaps = kMaps_;
   // Few maps: they are gemm_m, and the pixels of a consumer gemm_n. Else pixels are gemm_m, 64 at a time.
   static constexpr bool kMapsOnM = kMaps == 64;
-  static constexpr int kProducts = kMapsOnM ? 1 : kPixels / kConsumers / 64;  // instructions for the same k
+  static constexpr int kProducts = kMapsOnM ? 1 : kPixels / kConsumers / 64;   // instructions for the same k
   static constexpr int kSums = (kMapsOnM ? kPixels / kConsumers : kMaps) / 2;  // of one of them, in a thread
   // Two blocks have neighbouring pixels and share the filters, half of which each fetches for both.
   static constexpr int kCluster = kMapsOnM ? 1 : 2;
@@ -46,12 +47,15 @@ template <class T> struct ImplicitGemmParams {
   TensorMap to, residual;  // y or dx, a slice; as y
   Affine<T> epilogue;
   bool has_residual;
-  int pixels, maps;                    // of what is written
-  int depth;                           // maps of what is read
-  int tiles;                           // of the cluster
-  Divider map_tiles, width, height;    // width, height: of what is written
-  int lower_column, lower_row, step_column, step_row;  // the pixel read for pixel (0, 0), and from there to the next
-  int r, s, first_column, first_row, tap_column, tap_row;  // offset of the first tap, and from tap to tap
+  int pixels, maps;                  // of what is written
+  int depth_begin, depth_end;        // maps of what is read that are summed over
+  int tiles;                         // of the cluster
+  Divider map_tiles, width, height;  // width, height: of the pixels that are written
+  AxisWalk row, column;
+  int filter_columns;
+  // Of dgrad with a stride: dx of the first pixel, and elements from pixel to pixel. Null where pixels are neighbours.
+  T* apart;
+  int64_t apart_column, apart_row, apart_image;
 };
 
 template <class T, Direction kDirection, class Tile> class ImplicitGemm {
@@ -108,17 +112,18 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
     for (int tile = first_tile(); tile < o_.tiles; tile += tile_step()) {
       const Place at = place(tile);
       int image = at.pixel;
-      const int column = o_.width.split(image) * o_.step_column + o_.lower_column;
-      const int row = o_.height.split(image) * o_.step_row + o_.lower_row;
-      for (int r = 0; r < o_.r; ++r) {
-        for (int s = 0; s < o_.s; ++s) {
-          for (int depth = 0; depth < o_.depth; depth += kDepth, turn.next()) {
+      const int column = start(o_.column, o_.width.split(image)), row = start(o_.row, o_.height.split(image));
+      for (int r = 0; r < o_.row.taps; ++r) {
+        for (int s = 0; s < o_.column.taps; ++s) {
+          const auto tap = static_cast<int>((o_.row.first + r * o_.row.every) * o_.filter_columns + o_.column.first +
+                                            s * o_.column.every);
+          for (int depth = o_.depth_begin; depth < o_.depth_end; depth += kDepth, turn.next()) {
             slots_.take(turn);
             const Barrier full = slots_.full(turn.slot);
             full.expect(Tile::kSlotBytes);
-            load_pixels(pixels_of(turn.slot), o_.from, full, depth, column, row, image,
-                        o_.first_column + s * o_.tap_column, o_.first_row + r * o_.tap_row);
-            load_filters(turn.slot, full, at.map, r * o_.s + s, depth);
+            load_pixels(pixels_of(turn.slot), o_.from, full, depth, column, row, image, offset(o_.column, s),
+                        offset(o_.row, r));
+            load_filters(turn.slot, full, at.map, tap, depth);
           }
         }
       }
@@ -145,26 +150,15 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
   using Sums = float[Tile::kProducts][Tile::kSums];
 
   __device__ void consume(int group) const {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const int steps = o_.r * o_.s * ((o_.depth + kDepth - 1) / kDepth);
+    const int steps =
+        static_cast<int>(o_.row.taps * o_.column.taps) * ((o_.depth_end - o_.depth_begin + kDepth - 1) / kDepth);
     typename Slots::Turn turn;
     int slices = 0;  // that this consumer has begun with
     for (int tile = first_tile(); tile < o_.tiles; tile += tile_step()) {
       const Place at = place(tile);
       if (leads() && o_.has_residual) fetch_residual(at, group, 0, slices);
       Sums sums;
-      int before = 0;
-      for (int step = 0; step < steps; ++step, turn.next()) {
-        slots_.full(turn.slot).wait(turn.parity);
-        begin_products();
-        multiply_slot(sums, turn.slot, group, step > 0);
-        commit_products();
-        wait_products<1>();  // the step before this
-        if (step > 0) slots_.release(before, lane);
-        before = turn.slot;
-      }
-      wait_products<0>();
-      slots_.release(before, lane);
+      slots_.consume(turn, steps, [&](int slot, int step) { multiply_slot(sums, slot, group, step > 0); });
 #pragma unroll
       for (auto& part : sums) settle(part);
       write(sums, at, group, slices);
@@ -192,8 +186,9 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
   // --- epilogue: a consumer's sums, slice by slice ------------------------------------------------------------------
   //
   // A slice is this consumer's alone. It belongs to the copy engine from when the leader has a residual fetched into it
-  // until its barrier, and from when the leader has it stored until the leader has waited for that; else to the threads,
-  // each of which replaces what it has read of a residual by y. Meanwhile the producer fills slots for the next tile.
+  // until its barrier, and from when the leader has it stored until the leader has waited for that; else to the
+  // threads, each of which replaces what it has read of a residual by y. Meanwhile the producer fills slots for the
+  // next tile.
 
   static constexpr int kSliceMaps = kDepth, kSliceSums = kSliceMaps / 2;  // of a slice: maps, and sums in a thread
   static constexpr int kAcross = Tile::kMapsOnM ? Tile::kPixels / kConsumers / Tile::kSlice : Tile::kMaps / kSliceMaps;
@@ -244,16 +239,30 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
       finish(part, begin.map, slice(group, slices));
       fence_copy_engine();
       sync_warpgroup(1 + group);  // all have put their part, and the copy engine will see it
-      if (leads()) {
+      if (kDirection == Direction::dgrad && o_.apart) scatter(slice(group, slices), begin);
+      else if (leads()) {
         store_box(o_.to, slice(group, slices), begin.map, 0, begin.pixel);
         commit_stores();
       }
     }
   }
 
+  // A slice to pixels that are no neighbours, by the threads: eight write 128 bytes of a pixel.
+  __device__ void scatter(const Shared<T>& slice, const Place& begin) const {
+    constexpr int kVector = kWidest<T>, kVectors = kSliceMaps / kVector;
+    const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, map = thread % kVectors * kVector;
+    if (begin.map + map >= o_.maps) return;  // maps come in vectors
+    for (int i = thread / kVectors; i < Tile::kSlice && begin.pixel + i < o_.pixels; i += kWarpgroup / kVectors) {
+      int image = begin.pixel + i;
+      const int column = o_.width.split(image), row = o_.height.split(image);
+      T* const to = o_.apart + image * o_.apart_image + row * o_.apart_row + column * o_.apart_column;
+      store_vector(to + begin.map + map, slice.template load_vector<kVector>(in_slice(i, map)));
+    }
+  }
+
   // Element (pixel, map) of a slice, swizzled.
   __device__ static int in_slice(int pixel, int map) {
-    return pixel * kSliceMaps + ((map / kWidest<T>) ^ (pixel % 8)) * kWidest<T> + map % kWidest<T>;
+    return pixel * kSliceMaps + ((map / kWidest<T>)^(pixel % 8)) * kWidest<T> + map % kWidest<T>;
   }
 
   // Which element of a slice the pair of sums 2 i and 2 i + 1 is the first of (primitives/mma_sm90.h): neighbouring

@@ -30,6 +30,9 @@ const KernelList& kernels() {
 #if CNNKERN_SM90
              append_implicit_gemm_sm90,
 #endif
+#if CNNKERN_SM90
+             append_implicit_gemm_wgrad_sm90,
+#endif
              append_implicit_gemm,
              append_implicit_gemm_wgrad,
              append_im2col,

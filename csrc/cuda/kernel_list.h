@@ -19,6 +19,7 @@ void append_direct_wgrad(KernelList& list);
 void append_pointwise_sm90(KernelList& list);
 void append_pointwise(KernelList& list);
 void append_implicit_gemm_sm90(KernelList& list);
+void append_implicit_gemm_wgrad_sm90(KernelList& list);
 void append_implicit_gemm(KernelList& list);
 void append_implicit_gemm_wgrad(KernelList& list);
 void append_im2col(KernelList& list);

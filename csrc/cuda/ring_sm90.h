@@ -4,14 +4,15 @@
 //   producer      from the end of a phase of empty(slot), to which every consumer warp of every block of the cluster
 //                 arrives once, until its copies are issued
 //   copy engine   until the phase of full(slot) ends: the producer's one arrival, and all bytes that it announced
-//   consumers     from the end of that phase until a warp's products that read the slot are complete: then it arrives at
-//                 empty(slot) of every block
+//   consumers     from the end of that phase until a warp's products that read the slot are complete: it then arrives
+//                 at empty(slot) of every block
 // In a cluster a block also receives copies that its neighbour has issued. They may come before the producer of this
 // block has announced them: its arrival is still missing then, so the phase cannot end early. They cannot come before
 // the slot is free, since the neighbour has waited for this block's consumers too.
 #pragma once
 
 #include <primitives/mbarrier.h>
+#include <primitives/mma_sm90.h>
 
 namespace cnnkern::cuda {
 
@@ -51,6 +52,23 @@ template <int kSlots, int kCluster, int kConsumerWarps> class Ring {
     if constexpr (kCluster > 1) {
       if (lane < kCluster) empty(slot).arrive_at(lane);
     } else if (lane == 0) empty(slot).arrive();
+  }
+  // Consumers: the next `steps` slots one after the other; multiply(slot, step) issues the products of one. While the
+  // tensor cores are at one step, its slot and the one before are held.
+  template <class Multiply> __device__ void consume(Turn& turn, int steps, const Multiply& multiply) const {
+    const int lane = static_cast<int>(threadIdx.x) % 32;
+    int before = 0;
+    for (int step = 0; step < steps; ++step, turn.next()) {
+      full(turn.slot).wait(turn.parity);
+      begin_products();
+      multiply(turn.slot, step);
+      commit_products();
+      wait_products<1>();  // the step before this
+      if (step > 0) release(before, lane);
+      before = turn.slot;
+    }
+    wait_products<0>();
+    release(before, lane);
   }
   // The producer leaves last: until every slot is free, the neighbours' arrivals and copies are still to come.
   __device__ void drain(Turn turn) const {

@@ -10,7 +10,7 @@
 namespace simt {
 namespace {
 
-// --- mbarriers --------------------------------------------------------------------------------------------------------
+// --- mbarriers -------------------------------------------------------------------------------------------------------
 
 struct Mbarrier {
   uint64_t id = 0;  // what lies in shared memory
@@ -27,7 +27,7 @@ constexpr size_t kMostMbarriers = 1 << 12;        // of a cluster
 std::array<Mbarrier, kMostMbarriers> mbarriers;   // the latest
 uint64_t made = 0;
 
-uint32_t last_agent = 0;                          // the highest id
+uint32_t last_agent = 0;  // the highest id
 
 // What one cluster has under way besides. Barriers are made before anything else is done, so that they begin a cluster.
 void forget_cluster();
@@ -74,6 +74,7 @@ void publish_mbarriers() {
 }
 
 void arrive(const Place& place, int bytes, const Site& at) {
+  if (!place.block->live) fail(Fault::misuse, "arrives at an mbarrier of a block that has ended", at);
   Mbarrier& barrier = at_place(place, at);
   if (barrier.pending == 0) fail(Fault::misuse, "arrives at an mbarrier more often than it counts", at);
   self().release(barrier.arriving);
@@ -88,7 +89,7 @@ void wait(const Place& place, int parity, const Site& at) {
   self().acquire(barrier.completed);
 }
 
-// --- the copy engine --------------------------------------------------------------------------------------------------
+// --- the copy engine -------------------------------------------------------------------------------------------------
 
 void load_rows(const Place& to, const Place& counted, unsigned blocks, int rows, const std::function<Row(int)>& row_of,
                const Site& at) {
@@ -99,7 +100,10 @@ void load_rows(const Place& to, const Place& counted, unsigned blocks, int rows,
     std::byte* const begin = there->memory->write(agent, to.offset, static_cast<size_t>(rows) * kRowBytes, 1024, at);
     Mbarrier& barrier = at_place({there.get(), counted.offset}, at);
     if (!barrier.published) fail(Fault::misuse, "an mbarrier that the copy engine does not know of", at);
-    later([agent, begin, rows, row_of, &barrier]() mutable {
+    if (!there->live) fail(Fault::misuse, "copies to a block that has ended", at);
+    const Block* const block = there.get();
+    later([agent, begin, rows, row_of, block, at, &barrier]() mutable {
+      if (!block->live) fail(Fault::misuse, "a block ends before what is copied to it has come", at);
       for (int i = 0; i < rows; ++i) {
         const Row row = row_of(i);
         for (int piece = 0; piece < 8; ++piece)
@@ -126,7 +130,7 @@ struct Stores {
   Waiting waiting;
 };
 std::map<const Thread*, Stores> stores;
-std::map<uint32_t, uint32_t> fenced;  // by thread: the time before which its writes are known to the asynchronous proxy
+std::vector<uint32_t> fenced;  // by thread: up to when its writes are known to the asynchronous proxy
 
 // What an asynchronous agent that this thread starts has seen: of a thread's own writes only what has been fenced.
 Clock seen_asynchronously(const Thread& thread) {
@@ -135,7 +139,7 @@ Clock seen_asynchronously(const Thread& thread) {
   const auto threads = static_cast<uint32_t>(cluster.blocks.size() * cluster.blocks[0]->threads.size());
   for (uint32_t id = 0; id <= std::max(last_agent, threads); ++id) {
     uint32_t time = id == thread.id ? thread.time : thread.seen.of(id);
-    if (id < threads) time = std::min(time, fenced.count(id) ? fenced[id] : 0);
+    if (id < threads) time = std::min(time, id < fenced.size() ? fenced[id] : 0);
     if (time) seen.add({id, time});
   }
   return seen;
@@ -144,6 +148,7 @@ Clock seen_asynchronously(const Thread& thread) {
 }  // namespace
 
 void fence_async() {
+  if (fenced.size() <= self().id) fenced.resize(self().id + 1);
   fenced[self().id] = self().time;
   ++self().time;
 }
@@ -155,7 +160,8 @@ void store_rows(const Place& from, int rows, const std::function<void(int, const
   last_agent = std::max(last_agent, agent.id);
   agent.starter = {};
   agent.seen = seen;
-  const std::byte* const begin = from.block->memory->read(agent, from.offset, static_cast<size_t>(rows) * kRowBytes, 1024, at);
+  const std::byte* const begin =
+      from.block->memory->read(agent, from.offset, static_cast<size_t>(rows) * kRowBytes, 1024, at);
   const std::shared_ptr<Stores::Group> group = stores[thread].open;
   ++group->under_way;
   later([=]() mutable {
@@ -186,7 +192,7 @@ void wait_stores(size_t pending, const Site& at) {
   }
 }
 
-// --- tensor cores -----------------------------------------------------------------------------------------------------
+// --- tensor cores ----------------------------------------------------------------------------------------------------
 
 namespace {
 
@@ -212,7 +218,10 @@ const Warp& warp_of(const Thread& thread) { return thread.block->warps[thread.wa
 class Operand {
  public:
   Operand(uint64_t bits, bool along_k, size_t element, const Site& at)
-      : start_(bits << 4 & 0x3fff0), block_(bits >> 12 & 0x3fff0), eight_(bits >> 28 & 0x3fff0), along_k_(along_k),
+      : start_(bits << 4 & 0x3fff0),
+        block_(bits >> 12 & 0x3fff0),
+        eight_(bits >> 28 & 0x3fff0),
+        along_k_(along_k),
         element_(element) {
     if (bits >> 62 != 1 || (bits >> 49 & 7)) fail(Fault::misuse, "a descriptor that is not of 128 bytes swizzled", at);
   }
@@ -232,17 +241,17 @@ class Operand {
   size_t element_;
 };
 
-// `rows` rows or columns of 32 bytes of gemm_k each, as float: [rows][depth].
-std::vector<float> fetch(const Operand& operand, int begin, int rows, Format format, const Agent& agent, Block& block,
+// `count` rows or columns from `begin` on, of 32 bytes of gemm_k each, as float: [depth][count].
+std::vector<float> fetch(const Operand& operand, int begin, int count, Format format, const Agent& agent, Block& block,
                          const Site& at) {
   const int element_bytes = format == Format::tf32 ? 4 : 2, depth = 32 / element_bytes, piece = 16 / element_bytes;
-  std::vector<float> values(static_cast<size_t>(rows) * depth);
+  std::vector<float> values(static_cast<size_t>(count) * depth);
   const bool along_k = operand.along_k();
-  for (int i = 0; i < rows; i += along_k ? 1 : piece) {
+  for (int i = 0; i < count; i += along_k ? 1 : piece) {
     for (int k = 0; k < depth; k += along_k ? piece : 1) {
       const std::byte* bytes = block.memory->read(agent, operand.offset(begin + i, k), 16, 16, at);
       for (int e = 0; e < piece; ++e)
-        values[(i + (along_k ? 0 : e)) * depth + k + (along_k ? e : 0)] = element(bytes + e * element_bytes, format);
+        values[(k + (along_k ? e : 0)) * count + i + (along_k ? 0 : e)] = element(bytes + e * element_bytes, format);
     }
   }
   return values;
@@ -269,15 +278,23 @@ void perform_product(void* const* deposits) {
 
   const int depth = product.format == Format::tf32 ? 8 : 16;
   const auto element = static_cast<size_t>(32 / depth);
-  const Operand a(product.a, product.rows_along_k_a, element, first.at), b(product.b, product.rows_along_k_b, element, first.at);
-  const auto rows = fetch(a, thread.warp % 4 * 16, 16, product.format, products.agent, block, first.at);
-  const auto columns = fetch(b, 0, product.n, product.format, products.agent, block, first.at);
+  const Operand a(product.a, product.rows_along_k_a, element, first.at),
+      b(product.b, product.rows_along_k_b, element, first.at);
+  const int n = product.n;
+  const auto left = fetch(a, thread.warp % 4 * 16, 16, product.format, products.agent, block, first.at);
+  const auto right = fetch(b, 0, n, product.format, products.agent, block, first.at);
+  std::vector<float> sums(static_cast<size_t>(16 * n));
+  for (int k = 0; k < depth; ++k) {
+    for (int row = 0; row < 16; ++row) {
+      for (int column = 0; column < n; ++column) sums[row * n + column] += left[k * 16 + row] * right[k * n + column];
+    }
+  }
   for (int lane = 0; lane < 32; ++lane) {
     const auto& own = *static_cast<const ProductOfLane*>(deposits[lane]);
     const Product& mine = own.product;
     if (mine.a != product.a || mine.b != product.b || mine.plus != product.plus)
       fail(Fault::divergence, "lanes of a warp multiply different operands", first.at);
-    const auto elements = static_cast<size_t>(product.n / 2);
+    const auto elements = static_cast<size_t>(n / 2);
     auto [entry, is_new] = accumulators.try_emplace({own.thread, mine.d});
     auto& values = entry->second.values;
     if (is_new) values.assign(mine.d, mine.d + elements);
@@ -285,9 +302,7 @@ void perform_product(void* const* deposits) {
     for (size_t i = 0; i < elements; ++i) {
       const int row = lane / 4 + static_cast<int>(i / 2 % 2) * 8;
       const int column = static_cast<int>(i / 4) * 8 + lane % 4 * 2 + static_cast<int>(i % 2);
-      float sum = mine.plus ? values[i] : 0;
-      for (int k = 0; k < depth; ++k) sum += rows[row * depth + k] * columns[column * depth + k];
-      values[i] = sum;
+      values[i] = sums[row * n + column] + (mine.plus ? values[i] : 0);
       mine.d[i] = std::numeric_limits<float>::quiet_NaN();  // until it is waited for
     }
   }
@@ -305,23 +320,26 @@ void multiply(Product product, const Site& at) {
 }
 
 void commit_products(const Site& at) {
-  static constexpr Meeting::Operation kOperation{
-      "a commit of products",
-      [](void* const* deposits) {
-        const auto found = under_way.find(&warp_of(*static_cast<Thread*>(deposits[0])));
-        if (found == under_way.end()) return;
-        Products& products = found->second;
-        products.groups.push_back(products.agent.now());
-        ++products.agent.time;
-        ++products.committed;
-        products.open = false;
-      },
-      false, true};
+  static constexpr Meeting::Operation kOperation{"a commit of products",
+                                                 [](void* const* deposits) {
+                                                   const auto found =
+                                                       under_way.find(&warp_of(*static_cast<Thread*>(deposits[0])));
+                                                   if (found == under_way.end()) return;
+                                                   Products& products = found->second;
+                                                   products.groups.push_back(products.agent.now());
+                                                   ++products.agent.time;
+                                                   ++products.committed;
+                                                   products.open = false;
+                                                 },
+                                                 false, true};
   meet_warp(0xffffffff, &self(), kOperation, at);
 }
 
 void wait_products(size_t pending, const Site& at) {
-  struct Deposit { Thread* thread; size_t pending; } deposit{&self(), pending};
+  struct Deposit {
+    Thread* thread;
+    size_t pending;
+  } deposit{&self(), pending};
   static constexpr Meeting::Operation kOperation{
       "a wait for products",
       [](void* const* deposits) {

@@ -1,5 +1,5 @@
-// Hopper's part of the host GPU, tested as test_simt.cpp does: each kernel here comes right, and with one thing wrong that has
-// to be told as what it is.
+// Hopper's part of the host GPU, tested as test_simt.cpp does: each kernel here comes right, and with one thing wrong
+// that has to be told as what it is.
 #include <primitives/launcher.h>
 #include <primitives/mma_sm90.h>
 #include <primitives/tma.h>
@@ -13,8 +13,9 @@ using cnnkern::DType;
 
 namespace {
 
-// x: 2 images of 5 x 6 pixels with 64 maps, element i is i % 7 - 3; as boxes of 64 pixels, and as the pixels that a tap of a
-// filter of 3 x 3 with padding 1 and stride 2 meets. y: 64 rows. Every thread of the first warpgroup writes its number.
+// x: 2 images of 5 x 6 pixels with 64 maps, element i is i % 7 - 3; as boxes of 64 pixels, and as the pixels that a tap
+// of a filter of 3 x 3 with padding 1 and stride 2 meets. y: 64 rows. Every thread of the first warpgroup writes its
+// number.
 constexpr int kWidth = 6, kHeight = 5, kImages = 2, kMaps = 64, kRows = 64, kTileBytes = kRows * 128;
 constexpr int kThreads = 256, kSecond = 128;  // the first thread of the second warpgroup
 struct Params {
@@ -27,7 +28,7 @@ float x_at(int pixel, int map) { return static_cast<float>((pixel * kMaps + map)
 int thread() { return static_cast<int>(threadIdx.x); }
 bool first_group() { return thread() < kSecond; }
 
-// --- shared memory: two tiles, then barriers --------------------------------------------------------------------------
+// --- shared memory: two tiles, then barriers -------------------------------------------------------------------------
 
 Shared<bf16> tile(int i) { return shared_memory<bf16>(i * kTileBytes); }
 Barrier barrier(int i) { return Barrier(shared_memory<uint64_t>(2 * kTileBytes) + i); }
@@ -47,7 +48,7 @@ void load(const Params& o, int i, int row = 0) {
 }
 void write_number(const Params& o, bool right) { o.to[thread()] = right ? static_cast<float>(thread()) : -1; }
 
-// --- mbarriers and copies ---------------------------------------------------------------------------------------------
+// --- mbarriers and copies --------------------------------------------------------------------------------------------
 
 enum class Loading { right, no_wait, no_barrier_of_threads, unpublished, too_many_bytes, wrong_parity };
 
@@ -129,7 +130,7 @@ template <bool kRight> void copy_to_both(Params o) {
   sync_cluster();
 }
 
-// --- stores -----------------------------------------------------------------------------------------------------------
+// --- stores ----------------------------------------------------------------------------------------------------------
 
 enum class Storing { right, no_fence, no_barrier, overwritten, not_waited_for };
 
@@ -152,9 +153,18 @@ template <Storing kHow> void store(Params o) {
   if (first_group()) write_number(o, true);
 }
 
-// --- products -----------------------------------------------------------------------------------------------------------
+// --- products --------------------------------------------------------------------------------------------------------
 
-enum class Multiplying { right, no_wait_for_copies, no_fence, no_commit, no_wait, refilled, half_a_group, written_by_threads };
+enum class Multiplying {
+  right,
+  no_wait_for_copies,
+  no_fence,
+  no_commit,
+  no_wait,
+  refilled,
+  half_a_group,
+  written_by_threads
+};
 
 // D[64][128] = A[64][64] B[64][128] of one warpgroup: A is tile 0, B both tiles; rows run along k, or along m or n.
 template <Rows kRowsA, Rows kRowsB, Multiplying kHow> void multiply_tiles(Params o) {
@@ -205,7 +215,7 @@ template <Rows kRowsA, Rows kRowsB, Multiplying kHow> void multiply_tiles(Params
 }
 template <Multiplying kHow> constexpr KernelFunction kMultiply = multiply_tiles<Rows::along_k, Rows::along_k, kHow>;
 
-// --- all of them --------------------------------------------------------------------------------------------------------
+// --- all of them -----------------------------------------------------------------------------------------------------
 
 struct Test {
   const char* name;

@@ -1,9 +1,10 @@
 // Barriers in shared memory that count arrivals and bytes, and barriers among warps and blocks (PTX ISA, "mbarrier",
 // "barrier.cluster"; sm_90).
 //
-// An mbarrier goes from phase to phase. A phase ends when as many arrivals as it was made for, and all the bytes that it
-// was told to expect, have come; the next one begins in that moment. wait(parity) returns when the phase of that parity
-// (0, 1, 0, ... from the first on) has ended: a wait for parity 1 on a barrier that was just made returns at once.
+// An mbarrier goes from phase to phase. A phase ends when as many arrivals as it was made for, and all the bytes that
+// it was told to expect, have come; the next one begins in that moment. wait(parity) returns when the phase of that
+// parity (0, 1, 0, ... from the first on) has ended: a wait for parity 1 on a barrier that was just made returns at
+// once.
 #pragma once
 
 #include <primitives/shared.h>
@@ -22,8 +23,8 @@ class Barrier {
   __device__ void arrive() const {
     asm volatile("mbarrier.arrive.release.cta.shared::cta.b64 _, [%0];" ::"r"(address()) : "memory");
   }
-  // One arrival at the barrier in the same place of a block of the cluster. It publishes what this thread did to its own
-  // block alone (a release to the cluster would wait for all its writes to global memory): enough after reads.
+  // One arrival at the barrier in the same place of a block of the cluster. It publishes what this thread did to its
+  // own block alone (a release to the cluster would wait for all its writes to global memory): enough after reads.
   __device__ void arrive_at(int block) const {
     asm volatile(
         "{\n"

@@ -52,10 +52,10 @@ template <int kElements> __device__ void settle(float (&d)[kElements]) {
   for (int i = 0; i < kElements; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-#define CNNKERN_D16(i)                                                                                  \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]),           \
-      "+f"(d[i + 6]), "+f"(d[i + 7]), "+f"(d[i + 8]), "+f"(d[i + 9]), "+f"(d[i + 10]), "+f"(d[i + 11]), \
-      "+f"(d[i + 12]), "+f"(d[i + 13]), "+f"(d[i + 14]), "+f"(d[i + 15])
+#define CNNKERN_D16(i)                                                                                        \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7]), "+f"(d[i + 8]), "+f"(d[i + 9]), "+f"(d[i + 10]), "+f"(d[i + 11]), "+f"(d[i + 12]),      \
+      "+f"(d[i + 13]), "+f"(d[i + 14]), "+f"(d[i + 15])
 #define CNNKERN_D64(i) CNNKERN_D16(i), CNNKERN_D16(i + 16), CNNKERN_D16(i + 32), CNNKERN_D16(i + 48)
 #define CNNKERN_D128 CNNKERN_D64(0), CNNKERN_D64(64)
 #define CNNKERN_D64_TEXT                                                                                 \
@@ -64,7 +64,8 @@ template <int kElements> __device__ void settle(float (&d)[kElements]) {
   "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, " \
   "%62, %63"
 #define CNNKERN_D128_TEXT                                                                                    \
-  CNNKERN_D64_TEXT ", "                                                                                      \
+  CNNKERN_D64_TEXT                                                                                           \
+  ", "                                                                                                       \
   "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "     \
   "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
   "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, "   \
@@ -73,7 +74,7 @@ template <int kElements> __device__ void settle(float (&d)[kElements]) {
   asm volatile("{\n.reg .pred plus;\nsetp.ne.b32 plus, " PLUS ", 0;\nwgmma.mma_async.sync.aligned." INSTRUCTION \
                " {" D_TEXT "}, " A ", " B ", plus, 1, 1" ROWS ";\n}"                                            \
                : D                                                                                              \
-               : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(plus)) __VA_OPT__(, ) __VA_ARGS__           \
+               : "l"(a.bits()), "l"(b.bits()), "r"(static_cast<int>(plus))__VA_OPT__(, ) __VA_ARGS__            \
                : "memory")
 #define CNNKERN_WGMMA_16_BITS(TYPES)                                                                                \
   if constexpr (kElements == 64) {                                                                                  \

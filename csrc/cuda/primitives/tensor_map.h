@@ -8,8 +8,8 @@
 
 namespace cnnkern::cuda {
 
-// A tensor of `rank` dimensions, the contiguous one first, and what one copy of it brings: a box, or the pixels that one
-// tap of a filter meets. What lies outside of the tensor is read as 0 and not written.
+// A tensor of `rank` dimensions, the contiguous one first, and what one copy of it brings: a box, or the pixels that
+// one tap of a filter meets. What lies outside of the tensor is read as 0 and not written.
 struct TensorView {
   const void* address = nullptr;  // a multiple of 16
   DType dtype = DType::f32;

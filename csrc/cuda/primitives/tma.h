@@ -1,6 +1,6 @@
-// The copy engine of Hopper (PTX ISA, "cp.async.bulk.tensor"; sm_90): one thread has a whole tile copied from a tensor in
-// global memory to shared memory, which a barrier counts in bytes, or back. Rows of a tile are 128 bytes; their 16-byte
-// pieces are swizzled as primitives/mma_sm90.h reads them. A tile begins at a multiple of 1024.
+// The copy engine of Hopper (PTX ISA, "cp.async.bulk.tensor"; sm_90): one thread has a whole tile copied from a tensor
+// in global memory to shared memory, which a barrier counts in bytes, or back. Rows of a tile are 128 bytes; their
+// 16-byte pieces are swizzled as primitives/mma_sm90.h reads them. A tile begins at a multiple of 1024.
 #pragma once
 
 #include <cuda.h>
@@ -15,7 +15,7 @@ namespace cnnkern::cuda {
 // A tensor view as the copy engine reads it. Kernels take it in their parameters, declared __grid_constant__.
 using TensorMap = CUtensorMap;
 
-// --- on the host --------------------------------------------------------------------------------------------------------
+// --- on the host -----------------------------------------------------------------------------------------------------
 
 // A function of the driver, which is not linked against: a machine without a GPU has none.
 template <class Function> Function driver_function(const char* name, const Call& call) {
@@ -27,8 +27,7 @@ template <class Function> Function driver_function(const char* name, const Call&
 }
 
 inline TensorMap encode(const TensorView& view, const Call& call) {
-  static const auto encode_box =
-      driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled", call);
+  static const auto encode_box = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled", call);
   static const auto encode_pixels =
       driver_function<decltype(&cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col", call);
   constexpr CUtensorMapDataType kTypes[] = {CU_TENSOR_MAP_DATA_TYPE_FLOAT32, CU_TENSOR_MAP_DATA_TYPE_FLOAT64,
@@ -41,7 +40,8 @@ inline TensorMap encode(const TensorView& view, const Call& call) {
   for (int i = 0; i < view.rank; ++i) {
     size[i] = static_cast<cuuint64_t>(view.size[i]);
     box[i] = static_cast<cuuint32_t>(view.box[i]);
-    if (i > 0) stride_bytes[i - 1] = static_cast<cuuint64_t>(view.stride[i] * kDTypeSizes[static_cast<int>(view.dtype)]);
+    if (i > 0)
+      stride_bytes[i - 1] = static_cast<cuuint64_t>(view.stride[i] * kDTypeSizes[static_cast<int>(view.dtype)]);
   }
   TensorMap map;
   CUresult result;
@@ -51,9 +51,9 @@ inline TensorMap encode(const TensorView& view, const Call& call) {
                            box[1], step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                            CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   } else {
-    result = encode_box(&map, type, rank, address, size, stride_bytes, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                        CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                        CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    result =
+        encode_box(&map, type, rank, address, size, stride_bytes, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                   CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   }
   if (result != CUDA_SUCCESS) fail(call, "the driver refuses a tensor map (" + std::to_string(result) + ")");
   return map;
@@ -76,7 +76,7 @@ inline TensorMap tensor_map(const TensorView& view, const Call& call) {
   return made.map;
 }
 
-// --- on the device, by one thread ---------------------------------------------------------------------------------------
+// --- on the device, by one thread ------------------------------------------------------------------------------------
 
 __device__ inline void prefetch_map(const TensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");

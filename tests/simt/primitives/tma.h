@@ -64,9 +64,7 @@ template <class T>
 void load_box(Shared<T> to, const TensorMap& map, const Barrier& counted, int at0, int at1, int at2, int blocks,
               simt::Site at = simt::Site::current()) {
   const TensorView view = map;
-  const auto row_of = [=](int i) {
-    return row_at(view, {at0, at1 + i % view.box[1], at2 + i / view.box[1], 0});
-  };
+  const auto row_of = [=](int i) { return row_at(view, {at0, at1 + i % view.box[1], at2 + i / view.box[1], 0}); };
   simt::load_rows({&to.block(), to.offset()}, counted.place(), static_cast<unsigned>(blocks), view.box[1] * view.box[2],
                   row_of, at);
 }
@@ -111,7 +109,9 @@ void store_box(const TensorMap& map, Shared<T> from, int at0, int at1, int at2, 
     }
     const int64_t count = std::min<int64_t>(simt::kRowBytes / element, view.size[0] - at0);
     const int64_t first = at0 + place[1] * view.stride[1] + place[2] * view.stride[2];
-    if (count > 0) std::memcpy(static_cast<std::byte*>(const_cast<void*>(view.address)) + first * element, row.data(), count * element);
+    if (count > 0)
+      std::memcpy(static_cast<std::byte*>(const_cast<void*>(view.address)) + first * element, row.data(),
+                  count * element);
   };
   simt::store_rows({&from.block(), from.offset()}, view.box[1] * view.box[2], to_row, at);
 }
