@@ -2,41 +2,43 @@
 
 Channel shuffle, pooling, and the fused depthwise-separable layer.
 
-Results have the memory format of x, or the one that the caller names. Triton's modules are imported when they are first
-needed: the package works without.
+Results have the memory format of x, or the one that the caller names. Kernels are Triton's where Triton is installed,
+and the CUDA library's where it is not or where they are asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import functools
+import importlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cnnkern.flags import TF32
+from cnnkern.flags import ONLY, TF32
 from cnnkern.gpu import _gap, _laid_out, _nhwc_empty, _problem, conv2d_fprop
-from cnnkern.operands import evenly_spaced
+from cnnkern.operands import SeparableOperands, evenly_spaced
 from cnnkern.ops import NO_PROLOGUE, POINTWISE
 from cnnkern.problem import Epilogue, Prologue, suggests_channels_last
-
-if TYPE_CHECKING:
-    from cnnkern.triton_kernels.launch import Launch
-    from cnnkern.triton_kernels.pooling import Window
+from cnnkern.window import Window
 
 
 def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     """x (N, C, H, W) with its maps regrouped, in x's own layout."""
-    from cnnkern.triton_kernels.channel_shuffle import shuffle_maps, shuffle_planes
-
     if groups < 1 or x.shape[1] % groups:
         raise RuntimeError("groups does not divide the channels")
     channels_last = suggests_channels_last(x)
     if x.is_contiguous() and not channels_last:
         y = torch.empty_like(x)
-        return _run(y, lambda: [shuffle_planes(x, y, groups)])
+        if y.numel():
+            _tools().shuffle_planes(x, y, groups)
+        return y
     y = _nhwc_empty(x.shape, x)
-    return _laid_out(_run(y, lambda: [shuffle_maps(evenly_spaced(x), y, groups)]), channels_last)
+    if y.numel():
+        _tools().shuffle_maps(evenly_spaced(x), y, groups)
+    return _laid_out(y, channels_last)
 
 
 def max_pool2d(
@@ -44,12 +46,11 @@ def max_pool2d(
     ceil_mode: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y and the places h * W + w of the maxima, int64, both (N, C, P, Q) in x's layout."""
-    from cnnkern.triton_kernels import pooling
-
     window = _window(kernel, stride, padding, dilation, ceil_mode=ceil_mode)
     y = _nhwc_empty(_pooled_size(x.shape, window), x)
     indices = torch.empty_like(y, dtype=torch.int64)
-    _run(y, lambda: [pooling.max_pool(evenly_spaced(x), y, indices, window)])
+    if y.numel():
+        _tools().max_pool(evenly_spaced(x), y, indices, window)
     channels_last = suggests_channels_last(x)
     return _laid_out(y, channels_last), _laid_out(indices, channels_last)
 
@@ -59,14 +60,13 @@ def max_pool2d_backward(
     padding: Sequence[int], dilation: Sequence[int], ceil_mode: bool, channels_last: bool,
 ) -> Tensor:  # fmt: skip
     """dx, of dy and the indices that max_pool2d gave."""
-    from cnnkern.triton_kernels import pooling
-
     window = _window(kernel, stride, padding, dilation, ceil_mode=ceil_mode)
     _check_size(dy, x_size, window)
     if indices.shape != dy.shape or indices.dtype != torch.int64:
         raise RuntimeError("indices are not int64 or have other sizes than dy")
     dx = _nhwc_empty(x_size, dy)
-    _run(dx, lambda: [pooling.max_pool_backward(evenly_spaced(dy), evenly_spaced(indices), dx, window)])
+    if dx.numel():
+        _tools().max_pool_backward(evenly_spaced(dy), evenly_spaced(indices), dx, window)
     return _laid_out(dx, channels_last)
 
 
@@ -75,11 +75,10 @@ def avg_pool2d(
     count_include_pad: bool,
 ) -> Tensor:  # fmt: skip
     """y (N, C, P, Q), in x's layout."""
-    from cnnkern.triton_kernels import pooling
-
     window = _window(kernel, stride, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
     y = _nhwc_empty(_pooled_size(x.shape, window), x)
-    _run(y, lambda: [pooling.avg_pool(evenly_spaced(x), y, window)])
+    if y.numel():
+        _tools().avg_pool(evenly_spaced(x), y, window)
     return _laid_out(y, suggests_channels_last(x))
 
 
@@ -88,23 +87,21 @@ def avg_pool2d_backward(
     ceil_mode: bool, count_include_pad: bool, channels_last: bool,
 ) -> Tensor:  # fmt: skip
     """dx."""
-    from cnnkern.triton_kernels import pooling
-
     window = _window(kernel, stride, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
     _check_size(dy, x_size, window)
     dx = _nhwc_empty(x_size, dy)
-    _run(dx, lambda: [pooling.avg_pool_backward(evenly_spaced(dy), dx, window)])
+    if dx.numel():
+        _tools().avg_pool_backward(evenly_spaced(dy), dx, window)
     return _laid_out(dx, channels_last)
 
 
 def global_avg_pool2d(x: Tensor) -> Tensor:
     """Means (N, C, 1, 1) of x (N, C, H, W)."""
-    from cnnkern.triton_kernels import pooling
-
     if x.shape[2] * x.shape[3] < 1:
         raise RuntimeError("x has no pixels to average")
     y = _nhwc_empty((*x.shape[:2], 1, 1), x)
-    _run(y, lambda: pooling.global_avg_pool(evenly_spaced(x), y))
+    if y.numel():
+        _tools().global_avg_pool(evenly_spaced(x), y)
     return _laid_out(y, suggests_channels_last(x))
 
 
@@ -114,17 +111,16 @@ def depthwise_separable(
     pw_alpha: float, geometry: Sequence[int], flags: int, kernel: str | None,
 ) -> Tensor:  # fmt: skip
     """y of both convolutions, in one kernel where it can, else in two; channels_last if x or a weight is."""
-    from cnnkern.triton_kernels import depthwise_separable as fused
-
     dw_epilogue = Epilogue(dw_activation, dw_scale is not None, dw_shift is not None, alpha=dw_alpha)
     pw_epilogue = Epilogue(pw_activation, pw_scale is not None, pw_shift is not None, alpha=pw_alpha)
     channels_last = any(suggests_channels_last(tensor) for tensor in (x, dw_weight, pw_weight))
     x = evenly_spaced(x)
     first = _problem("fprop", x.shape, dw_weight.shape, x.dtype, tuple(geometry), _gap(x), 0, Prologue(), dw_epilogue)
     second = _problem("fprop", first.y_size, pw_weight.shape, x.dtype, POINTWISE, 0, 0, Prologue(), pw_epilogue)
-    why_not = fused.why_not(first, second)
+    tools = _tools(flags)
+    why_not = tools.separable_why_not(first, second, flags)
     if kernel is not None:
-        name = f"triton_depthwise_separable_fprop_{first.dtype}_nhwc_any__sm80"
+        name = f"{tools.BACKEND}_depthwise_separable_fprop_{first.dtype}_nhwc_any__sm80"
         why_not = why_not if kernel == name else f"it is not {name}"
         if why_not:
             raise RuntimeError(f"{kernel} cannot compute {first} and {second}: {why_not}")
@@ -135,27 +131,23 @@ def depthwise_separable(
         return _laid_out(y, channels_last)
     y = _nhwc_empty(second.y_size, x)
     precision = "tf32" if flags & TF32 else "ieee"
-    operands = fused.SeparableOperands(x, dw_weight, pw_weight, y, dw_scale, dw_shift, pw_scale, pw_shift, precision)
-    _run(y, lambda: fused.launches(first, second, operands, fused.pick(second)))
+    operands = SeparableOperands(x, dw_weight, pw_weight, y, dw_scale, dw_shift, pw_scale, pw_shift, precision)
+    if y.numel():
+        tools.separable(first, second, operands, flags)
     return _laid_out(y, channels_last)
 
 
-def _run(written: Tensor, launches: Callable[[], Sequence[Launch]]) -> Tensor:
-    """`written`, after the launches that write it; they are not made where it is empty."""
-    from cnnkern.triton_kernels.launch import run
-
-    if written.numel():
-        with torch.cuda.device_of(written):
-            run(launches())
-    return written
+@functools.cache
+def _tools(flags: int = 0) -> Any:
+    """The functions of a backend, by torch's names."""
+    by_cuda = flags & ONLY["cuda"] or not find_spec("triton")
+    return importlib.import_module(f"cnnkern.backends.{'cuda_tools' if by_cuda else 'triton_tools'}")
 
 
 def _window(
     kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int] = (1, 1),
     ceil_mode: bool = False, count_include_pad: bool = True,
 ) -> Window:  # fmt: skip
-    from cnnkern.triton_kernels.pooling import Window
-
     if min(*kernel, *stride, *dilation) < 1:
         raise RuntimeError("a pooling window's sizes, strides and dilations are positive")
     if any(pad < 0 or 2 * pad > size for pad, size in zip(padding, kernel, strict=True)):

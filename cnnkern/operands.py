@@ -29,6 +29,24 @@ class Operands:
     """How float32 is multiplied: "ieee" or "tf32"."""
 
 
+@dataclass(frozen=True)
+class SeparableOperands:
+    """x (N, C, H, W), dw_weight (C, 1, R, S), pw_weight (K, C, 1, 1), y (N, K, P, Q), with the maps next to each other.
+
+    scale and shift (C,) and (K,) are float32 or x's dtype.
+    """
+
+    x: Tensor
+    dw_weight: Tensor
+    pw_weight: Tensor
+    y: Tensor
+    dw_scale: Tensor | None = None
+    dw_shift: Tensor | None = None
+    pw_scale: Tensor | None = None
+    pw_shift: Tensor | None = None
+    precision: str = "ieee"
+
+
 def evenly_spaced(tensor: Tensor) -> Tensor:
     """The tensor (N, C, H, W) with its maps next to each other and its N * H * W pixels equally far apart.
 

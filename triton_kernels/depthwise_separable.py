@@ -20,12 +20,11 @@ TFLOP/s for 3x3, and 2*K on the tensor cores, whose 790 TFLOP/s are reached at K
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import triton
 import triton.language as tl
-from torch import Tensor
 
+from cnnkern.operands import SeparableOperands
 from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.depthwise import in_units, turned
 from cnnkern.triton_kernels.fused import epilogue
@@ -40,24 +39,6 @@ CONFIGS = (
     Config((64, 256, 32), 8, 2),
     Config((16, 16, 16), 1, 1),
 )
-
-
-@dataclass(frozen=True)
-class SeparableOperands:
-    """x (N, C, H, W), dw_weight (C, 1, R, S), pw_weight (K, C, 1, 1), y (N, K, P, Q), with the maps next to each other.
-
-    scale and shift (C,) and (K,) are float32 or x's dtype.
-    """
-
-    x: Tensor
-    dw_weight: Tensor
-    pw_weight: Tensor
-    y: Tensor
-    dw_scale: Tensor | None = None
-    dw_shift: Tensor | None = None
-    pw_scale: Tensor | None = None
-    pw_shift: Tensor | None = None
-    precision: str = "ieee"
 
 
 @triton.jit

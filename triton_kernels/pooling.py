@@ -19,7 +19,6 @@ as many in its backward pass: on an H200 (4.3 TB/s) 0.24e12 elements of y a seco
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,34 +29,10 @@ from torch import Tensor
 from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Config, Launch, cdiv
 from cnnkern.triton_kernels.pixels import multiple, vector_of
+from cnnkern.window import Window
 
 _TILE = 1024  # elements that a program writes
 _PART = 512  # pixels of an image that one program sums
-
-
-@dataclass(frozen=True)
-class Window:
-    """A pooling window; pairs are (vertical, horizontal)."""
-
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int] = (1, 1)
-    ceil_mode: bool = False
-    count_include_pad: bool = True
-
-    def output_size(self, size: int, axis: int) -> int:
-        """torch's number of windows along an axis: in ceil_mode a last one is added if it starts inside the image."""
-        stride, pad = self.stride[axis], self.padding[axis]
-        slack = size + 2 * pad - self.extent(axis)
-        if slack < 0:
-            return 0
-        windows = (slack + (stride - 1 if self.ceil_mode else 0)) // stride + 1
-        return windows - 1 if self.ceil_mode and (windows - 1) * stride >= size + pad else windows
-
-    def extent(self, axis: int) -> int:
-        """Pixels from the first tap to the last."""
-        return self.dilation[axis] * (self.kernel[axis] - 1) + 1
 
 
 @triton.jit

@@ -19,10 +19,14 @@ from cnnkern.problem import ConvProblem
 
 LIBRARY = Path(__file__).parents[1] / "libcnnkern_cuda.so"
 OLDEST = 80  # compute capability
+_TOOLS = (
+    "channel_shuffle", "max_pool2d", "max_pool2d_backward", "avg_pool2d", "avg_pool2d_backward", "global_avg_pool2d",
+    "separable",
+)  # fmt: skip
 ASSUMED = 90  # where there is no GPU to ask, an H100 or H200
 
 
-class _Pointers(ctypes.Structure):
+class Pointers(ctypes.Structure):
     """csrc/cuda/kernel.h's Operands."""
 
     _fields_ = (
@@ -35,7 +39,7 @@ class _Pointers(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def _loaded() -> ctypes.CDLL | None:
     """The library with its functions declared; None where it was not built."""
     if not LIBRARY.exists():
         return None
@@ -48,21 +52,33 @@ def _library() -> ctypes.CDLL | None:
         ("prepare", handle, text, text, *flags),
         ("workspace_bytes", ctypes.c_int64, handle),
         ("release", None, handle),
-        ("run", text, handle, ctypes.POINTER(_Pointers), ctypes.c_int, ctypes.c_void_p),
+        ("run", text, handle, ctypes.POINTER(Pointers), ctypes.c_int, ctypes.c_void_p),
         ("error", text),
         ("operands_size", ctypes.c_int64),
+        ("separable_why_not", text, text, text, ctypes.c_int64),
+        ("global_avg_pool2d_workspace_bytes", ctypes.c_int64, *(ctypes.c_int64,) * 3),
     ):
         function = getattr(library, f"cnnkern_cuda_{name}")
         function.restype, function.argtypes = result, arguments
-    if library.cnnkern_cuda_operands_size() != ctypes.sizeof(_Pointers):
+    for name in _TOOLS:
+        getattr(library, f"cnnkern_cuda_{name}").restype = text
+    if library.cnnkern_cuda_operands_size() != ctypes.sizeof(Pointers):
         raise ImportError(f"{LIBRARY} is of another version of the package: build it again")
     return library
+
+
+def library() -> ctypes.CDLL:
+    """The library; RuntimeError where it was not built."""
+    loaded = _loaded()
+    if loaded is None:
+        raise RuntimeError(why_missing())
+    return loaded
 
 
 @functools.cache
 def why_missing(device: torch.device | None = None) -> str:
     """Empty, or why no CUDA C++ kernel can run on the device (None: on any of this machine)."""
-    library = _library()
+    library = _loaded()
     if library is None:
         return "the CUDA kernels were not built: set CNNKERN_CUDA=1 and install again with nvcc at hand"
     if not torch.cuda.is_available():
@@ -75,7 +91,7 @@ def why_missing(device: torch.device | None = None) -> str:
 
 def architectures() -> str:
     """Compute capabilities that the library has code for, as "80 90a"; empty where it was not built."""
-    library = _library()
+    library = _loaded()
     return library.cnnkern_cuda_architectures().decode() if library else ""
 
 
@@ -94,14 +110,11 @@ class PreparedCall:
     """
 
     def __init__(self, kernel: str, problem: ConvProblem, flags: int) -> None:
-        library = _library()
-        if library is None:
-            raise RuntimeError(why_missing())
-        self._library = library
-        self._handle = library.cnnkern_cuda_prepare(kernel.encode(), str(problem).encode(), flags, _capability())
+        self._library = library()
+        self._handle = self._library.cnnkern_cuda_prepare(kernel.encode(), str(problem).encode(), flags, _capability())
         if not self._handle:
-            raise RuntimeError(library.cnnkern_cuda_error().decode())
-        self._workspace_bytes = library.cnnkern_cuda_workspace_bytes(self._handle)
+            raise RuntimeError(self._library.cnnkern_cuda_error().decode())
+        self._workspace_bytes = self._library.cnnkern_cuda_workspace_bytes(self._handle)
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -115,10 +128,10 @@ class PreparedCall:
             operands.x, operands.w, operands.y, operands.scale, operands.shift, operands.x_scale, operands.x_shift,
             operands.residual, operands.dbias, workspace,
         )  # fmt: skip
-        pointers = _Pointers(
+        pointers = Pointers(
             *(None if tensor is None else tensor.data_ptr() for tensor in given),
             0 if operands.residual is None else pixel_stride(operands.residual),
-            *(_narrow(vector, operands.x) for vector in given[3:7]),
+            *(narrow(vector, operands.x) for vector in given[3:7]),
         )
         stream = torch._C._cuda_getCurrentRawStream(device.index)
         error = self._library.cnnkern_cuda_run(self._handle, pointers, device.index, stream)
@@ -126,7 +139,7 @@ class PreparedCall:
             raise RuntimeError(error.decode())
 
 
-def _narrow(vector: Tensor | None, x: Tensor) -> bool:
+def narrow(vector: Tensor | None, x: Tensor) -> bool:
     """Whether a vector of the channels has the type of the tensors, where that is not float32."""
     return vector is not None and vector.dtype != torch.float32 and vector.dtype == x.dtype
 
@@ -143,12 +156,12 @@ class CudaBackend:
 
     def kernels(self) -> Sequence[str]:
         """Names of all kernels, in dispatch order."""
-        library = _library()
+        library = _loaded()
         return library.cnnkern_cuda_kernels().decode().split() if library else []
 
     def candidates(self, problem: ConvProblem, flags: int = 0) -> Sequence[Candidate]:
         """The kernels of the problem's direction and dtype, with their answers."""
-        library = _library()
+        library = _loaded()
         if library is None:
             return []
         lines = library.cnnkern_cuda_candidates(str(problem).encode(), flags, _capability())

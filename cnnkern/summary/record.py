@@ -53,8 +53,8 @@ def summary(
       place gives none of its own, nor do concatenation and sums.
     - parameters: those that the layer is the first to read, so shared ones count once.
     - multiply-adds: of convolutions and matrix products without biases, and one for each value in a window of a pool.
-    - the receptive field in pixels of the input, padding included; see :mod:`cnnkern.summary.receptive_field`. None where
-      branches of different stride meet, behind a transposed convolution, and behind a fully connected layer.
+    - the receptive field in pixels of the input, padding included; see :mod:`cnnkern.summary.receptive_field`. None
+      where branches of different stride meet, behind a transposed convolution, and behind a fully connected layer.
 
     Args:
         model: a module, a name in ``cnnkern.models.list()``, or "package.module:callable", which is called for one.

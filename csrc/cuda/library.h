@@ -7,6 +7,7 @@
 #include <cstdint>
 
 #include "kernel.h"
+#include "tools.h"
 
 #define CNNKERN_EXPORT __attribute__((visibility("default")))
 
@@ -34,6 +35,30 @@ CNNKERN_EXPORT void cnnkern_cuda_release(CnnkernCudaCall* call);
 // Puts the call on the stream of the device. Null, or what went wrong.
 CNNKERN_EXPORT const char* cnnkern_cuda_run(const CnnkernCudaCall* call, const cnnkern::cuda::Operands* operands,
                                             int device, void* stream);
+
+// The functions of tools.h: null, or what went wrong.
+CNNKERN_EXPORT const char* cnnkern_cuda_channel_shuffle(const cnnkern::cuda::Shuffle* shuffle, int device,
+                                                        void* stream);
+CNNKERN_EXPORT const char* cnnkern_cuda_max_pool2d(const cnnkern::cuda::Pooling* pooling, const void* x,
+                                                   int64_t x_pixel_stride, void* y, int64_t* indices, int device,
+                                                   void* stream);
+CNNKERN_EXPORT const char* cnnkern_cuda_max_pool2d_backward(const cnnkern::cuda::Pooling* pooling, const void* dy,
+                                                            int64_t dy_pixel_stride, const int64_t* indices, void* dx,
+                                                            int device, void* stream);
+CNNKERN_EXPORT const char* cnnkern_cuda_avg_pool2d(const cnnkern::cuda::Pooling* pooling, const void* x,
+                                                   int64_t x_pixel_stride, void* y, int device, void* stream);
+CNNKERN_EXPORT const char* cnnkern_cuda_avg_pool2d_backward(const cnnkern::cuda::Pooling* pooling, const void* dy,
+                                                            int64_t dy_pixel_stride, void* dx, int device,
+                                                            void* stream);
+CNNKERN_EXPORT int64_t cnnkern_cuda_global_avg_pool2d_workspace_bytes(int64_t n, int64_t pixels, int64_t c);
+CNNKERN_EXPORT const char* cnnkern_cuda_global_avg_pool2d(int dtype, int64_t n, int64_t pixels, int64_t c,
+                                                          const void* x, int64_t x_pixel_stride, void* y,
+                                                          void* workspace, int device, void* stream);
+// Null where a problem is none. flags as above.
+CNNKERN_EXPORT const char* cnnkern_cuda_separable_why_not(const char* depthwise, const char* pointwise, int64_t flags);
+CNNKERN_EXPORT const char* cnnkern_cuda_separable(const char* depthwise, const char* pointwise, int64_t flags,
+                                                  const cnnkern::cuda::Operands* first,
+                                                  const cnnkern::cuda::Operands* second, int device, void* stream);
 
 CNNKERN_EXPORT const char* cnnkern_cuda_error();
 CNNKERN_EXPORT int64_t
