@@ -152,7 +152,7 @@ def _window(
         raise RuntimeError("a pooling window's sizes, strides and dilations are positive")
     if any(pad < 0 or 2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
         raise RuntimeError("a pooling window's padding is at most half its size")
-    pairs = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
+    pairs: Any = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
     return Window(*pairs, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from cnnkern.summary.walk import BYTES, Layer
+from cnnkern.summary.walk import BYTES, Layer, Total
 
 if TYPE_CHECKING:
-    from cnnkern.summary import Summary, Total
+    from cnnkern.summary.record import Summary
 
 Cell = Callable[[Layer], str]
 
