@@ -10,8 +10,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
-from cnnkern.arguments import alpha_of
+from cnnkern import batch_norm, dispatch
+from cnnkern.arguments import alpha_of, autocasts, in_transform
+from cnnkern.backends import triton
 from cnnkern.composed import activate
 from cnnkern.functional import channel_shuffle, conv2d, depthwise_separable_conv2d, fused_conv2d
 
@@ -20,6 +23,7 @@ for _name in ("channel_shuffle", "conv2d", "depthwise_separable_conv2d", "fused_
     torch.fx.wrap(_name)
 
 _Size = int | tuple[int, int]
+_TRAINED_FUSED = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Conv2d(nn.Conv2d):
@@ -182,7 +186,8 @@ def conv_bn_act(
 
     What a model calls on convolutions and batch normalisations that it names itself. The scale and shift that the
     kernel applies are folded at each call: nothing is cached. Where a normalisation takes the batch's statistics, or a
-    hook expects to see one of the modules called, they run one after another. Gradients are right either way.
+    hook expects to see one of the modules called, they run one after another; on a GPU a plain convolution and
+    nn.BatchNorm2d in training are fused too (:mod:`cnnkern.batch_norm`). Gradients are right in every case.
 
     Args:
         conv: a convolution, (N, C, H, W) to (N, K, P, Q).
@@ -194,6 +199,8 @@ def conv_bn_act(
 
     Returns (N, K, P, Q). Raises ValueError for an activation or alpha that there is not.
     """
+    if input_bn is None and input_activation == "none" and _trains_fused(conv, bn, input):
+        return _train_fused(conv, bn, input, activation, alpha, residual)
     if _hooked(conv) or conv.padding_mode != "zeros" or _runs_itself(bn) or _runs_itself(input_bn):
         input = input if input_bn is None else input_bn(input)
         y = conv(activate(input, input_activation, alpha_of(input_activation, None)))
@@ -236,6 +243,39 @@ def fold_batch_norm(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
         scale = scale * bn.weight
     offset = mean * scale
     return scale, -offset if bn.bias is None else bn.bias - offset
+
+
+def _trains_fused(conv: nn.Conv2d, bn: nn.Module | None, input: Tensor) -> bool:
+    """Whether the Triton kernels of a layer in training take this one: what they leave out, torch's layers do."""
+    return (
+        type(input) is Tensor
+        and input.is_cuda
+        and type(bn) is nn.BatchNorm2d
+        and bn.training
+        and bn.momentum is not None  # a cumulative average asks the GPU how many batches there were
+        and conv.bias is None
+        and conv.padding_mode == "zeros"
+        and input.dim() == 4
+        and input.dtype == conv.weight.dtype
+        and input.dtype in _TRAINED_FUSED
+        and input.numel() > 0
+        and dispatch.settings().backend in (None, "triton")
+        and not (_hooked(conv) or _hooked(bn) or autocasts(input) or in_transform() or torch.compiler.is_compiling())
+        and forward_ad._current_level < 0
+        and not triton.why_missing(input.device)
+    )
+
+
+def _train_fused(
+    conv: nn.Conv2d, bn: Any, input: Tensor, activation: str, alpha: float | None, residual: Tensor | None
+) -> Tensor:
+    if bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+    shape = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    how = {"eps": bn.eps, "momentum": bn.momentum, "activation": activation, "alpha": alpha, "residual": residual}
+    return batch_norm.conv_bn_act(
+        input, conv.weight, bn.weight, bn.bias, bn.running_mean, bn.running_var, *shape, **how
+    )
 
 
 def _runs_itself(bn: Any) -> bool:

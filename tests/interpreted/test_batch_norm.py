@@ -1,9 +1,12 @@
 """Training convolution, batch normalisation, activation and residual by the Triton kernels, against float64 torch."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+import cnnkern
 from cnnkern import composed, dispatch, gpu
 from cnnkern.arguments import alpha_of
 from cnnkern.batch_norm import conv_bn_act
@@ -225,6 +228,27 @@ def test_gradients_of_gradients(activation, residual):
     )
     for one, other in zip(mine, theirs, strict=True):
         close(one, other, 1e-4)
+
+
+@pytest.mark.parametrize("residual", [True, False])
+def test_the_module_trains_by_them(monkeypatch, residual):
+    """Value, gradients, running statistics and the count of batches are those of the three layers."""
+    fused = cnnkern.ConvBNReLU2d(6, 8, 3, 2, 1, groups=2, activation="leaky_relu")
+    plain = copy.deepcopy(fused)
+    x, r = normal(3, 6, 7, 5).float(), normal(3, 8, 4, 3, seed=1).float() if residual else None
+
+    def step(block):
+        given = x.clone().requires_grad_()
+        for _ in range(2):
+            y = cnnkern.nn.conv_bn_act(block.conv, block.bn, given, "leaky_relu", r)
+        return y.detach(), *torch.autograd.grad(y.square().sum(), (given, *block.parameters()))
+
+    wanted = step(plain)
+    monkeypatch.setattr(cnnkern.nn, "_trains_fused", lambda *_: True)
+    for one, other in zip(step(fused), wanted, strict=True):
+        close(one, other.double(), 1e-5)
+    for one, other in zip(fused.buffers(), plain.buffers(), strict=True):
+        close(one.double(), other.double(), 1e-5)
 
 
 def test_slices_as_operands():
