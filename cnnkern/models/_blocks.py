@@ -18,8 +18,6 @@ _FUSED = {
     nn.ReLU6: "relu6",
     nn.SiLU: "silu",
     nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
 }
 
 # branch(input, residual, activation) is activation(f(input) + residual), residual None for none.
