@@ -90,13 +90,17 @@ COVERING = [
 ALL = [pytest.param(name, marks=() if name in COVERING else pytest.mark.full) for name in models.list()]
 
 # Without what is drawn anew in each batch, and without classifiers that need large images.
-QUIET = {"dropout": 0.0, "drop_path": 0.0, "global_drop_path": 0.0, "aux": False}
+QUIET = {"drop_path": 0.0, "global_drop_path": 0.0, "aux": False}
 
 
 def quiet(name, num_classes=10, **options):
     """A model that computes the same in each call."""
     chosen = {option: value for option, value in QUIET.items() if option in models.entry(name).options}
-    return models.create(name, num_classes, **{**chosen, **options})
+    model = models.create(name, num_classes, **{**chosen, **options})
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
 
 
 def images(name, count, least=32, dtype=torch.float32):
@@ -170,15 +174,18 @@ def test_the_smallest_images(name):
                 model(torch.empty(1, 2, smallest - 1, smallest - 1))
 
 
-STEP = 0.001  # by how much a step lowers the loss if the gradient is right and the loss is linear in the weights
+# Where first gradients are so large that float32 rounds such small steps away.
+IN_FLOAT64 = {"inception_v4"}
+STEP = 0.0003  # by how much a step lowers the loss if the gradient is right and the loss is linear in the weights
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_training(name):
     """On the package's kernels only: the first loss is ln C, gradients are finite, small steps along them lower it."""
     torch.manual_seed(0)
-    model = quiet(name)
-    x, labels = images(name, 20), torch.arange(20) % 10
+    dtype = torch.float64 if name in IN_FLOAT64 else torch.float32
+    model = quiet(name).to(dtype)
+    x, labels = images(name, 20, dtype=dtype), torch.arange(20) % 10
     losses = []
     with cnnkern.use(fallback="raise"):
         for _ in range(4):
@@ -191,7 +198,7 @@ def test_training(name):
                 for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                     parameter -= step * gradient
     assert losses[0] == pytest.approx(math.log(10), rel=0.25)
-    assert losses[-1] < losses[0] - 3 * STEP / 2
+    assert losses[-1] < losses[0] - STEP  # of three steps
 
 
 @pytest.mark.parametrize("name", ALL)

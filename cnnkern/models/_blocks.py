@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -18,8 +19,6 @@ _FUSED = {
     nn.ReLU6: "relu6",
     nn.SiLU: "silu",
     nn.Hardswish: "hardswish",
-    nn.Sigmoid: "sigmoid",
-    nn.Tanh: "tanh",
 }
 
 # branch(input, residual, activation) is activation(f(input) + residual), residual None for none.
@@ -218,14 +217,13 @@ def zero_last_scale(module: nn.Module) -> None:
 def initialise(model: nn.Module, *classifiers: nn.Module) -> None:
     """Draws convolutions and linear layers from N(0, 2 / inputs) and zeroes biases (He et al., arXiv 1502.01852).
 
-    No ReLU follows ``classifiers``: theirs are drawn with a deviation of 0.01, so that first scores are near 0.
+    ``classifiers``, whose outputs are scores, are drawn from N(0, 0.01 / inputs), so that the first scores are near 0.
     """
     for module in model.modules():
         if not isinstance(module, nn.Conv2d | nn.Linear):
             continue
-        if any(module is classifier for classifier in classifiers):
-            nn.init.normal_(module.weight, std=0.01)
-        else:
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        inputs = module.weight[0].numel()
+        variance = 0.01 if any(module is classifier for classifier in classifiers) else 2.0
+        nn.init.normal_(module.weight, std=math.sqrt(variance / inputs))
         if module.bias is not None:
             nn.init.zeros_(module.bias)
