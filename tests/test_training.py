@@ -269,7 +269,7 @@ class Wrong(nn.Module):
 
 def test_a_wrong_layer_fails_its_checks(data):
     images, labels = batch(data)
-    model = network()
+    model = network()  # and with it the seed of what is drawn
     model[1] = Wrong()
     failed = [check.name for check in checks.gradients(model, images[:2]) if not check.passed]
     assert failed == ["gradient of 1, Wrong()", "gradient of the model"]

@@ -27,12 +27,13 @@ from cnnkern.training.recipe import MOMENTUM, Recipe
 DIGITS = Recipe(
     epochs=25,
     batch=32,
-    lr=3e-3,
+    lr=5e-3,
     optimizer=Adam,
+    weight_decay=5e-4,
     schedule=schedules.cosine,
     augment=(random_affine,),
 )
-SGD_DIGITS = replace(DIGITS, lr=0.02, optimizer=partial(SGD, momentum=0.9, nesterov=True), weight_decay=5e-4)
+SGD_DIGITS = replace(DIGITS, lr=0.02, optimizer=partial(SGD, momentum=0.9, nesterov=True))
 
 # Krizhevsky, Sutskever and Hinton 2012; dropout of 0.5 is in the model. 227 of 256 pixels, ten crops in the test.
 ALEXNET = Recipe(
@@ -56,7 +57,7 @@ RESNET = Recipe(
     schedule=schedules.step,
     resize=256 / 224,
     crop=partial(random_resized_crop, shares=(224 / 480, 224 / 256), aspect=1.0),
-    augment=(horizontal_flip, colour_jitter),
+    augment=(horizontal_flip, pca_colour),
     test_scales=(1.0, 256 / 224, 384 / 224, 480 / 224, 640 / 224),
 )
 RESNET_CIFAR = Recipe(
