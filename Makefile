@@ -66,7 +66,7 @@ build: $(READY)
 lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(dir $(PYTHON))clang-format --dry-run --Werror $(filter %.cpp %.h, $(SOURCES))
+	$(dir $(PYTHON))clang-format --dry-run --Werror $(filter %.cpp %.h, $(SOURCES)) $(wildcard $(addprefix tests/simt/,*.cpp *.h */*.h))
 
 check-spills: $(BUILT)
 	$(PYTEST) tests/test_disassembly.py

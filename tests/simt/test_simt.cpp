@@ -194,32 +194,33 @@ template <bool kRight> void truncate(Params o) {
 
 enum class Beside { right, not_acquired, never_done };
 
+struct Something {
+  bool done = false;
+  simt::Clock clock;
+  simt::Waiting waiting;
+};
+
 // Thread 0 starts something that writes 64 numbers some time later, and all wait for it.
 template <Beside kHow> void run_beside(Params o) {
-  static simt::Clock done_clock;
-  static bool done;
-  static simt::Waiting waiting;
   simt::Block& block = *simt::self().block;
+  auto& something = block.cluster->kept<Something>();
   const auto shared = shared_memory<float>();
   if (thread() == 0) {
-    done_clock = {};
-    done = false;
-    waiting = {};
     simt::Agent agent = simt::start_agent("something");
     float* to = reinterpret_cast<float*>(block.memory->write(agent, 0, 256, 16, simt::Site::current()));
     if (kHow != Beside::never_done) {
-      simt::later([=]() mutable {
+      simt::later([=, &something]() mutable {
         for (int i = 0; i < 64; ++i) to[i] = static_cast<float>(i);
-        agent.release(done_clock);
+        agent.release(something.clock);
         simt::end_agent(agent);
-        done = true;
-        waiting.wake();
+        something.done = true;
+        something.waiting.wake();
       });
     }
   }
   __syncthreads();
-  if (!done) waiting.wait("something", simt::Site::current());
-  if (kHow != Beside::not_acquired) simt::self().acquire(done_clock);
+  if (!something.done) something.waiting.wait("something", simt::Site::current());
+  if (kHow != Beside::not_acquired) simt::self().acquire(something.clock);
   o.to[thread()] = shared.load(thread());
 }
 
