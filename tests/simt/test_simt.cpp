@@ -145,7 +145,7 @@ template <bool kRight> void multiply_together(Params o) {
 
 // A[m][k] = 2 m + k and B[k][n] = k - 2 n for one warp, multiplied from fragments that ldmatrix brings; B is kept as [n][k] or,
 // transposed, as [k][n]. Thread 0 writes how many elements are right, every other its number.
-template <class T, bool kTransposed, bool kRight> void multiply(Params o) {
+template <class T, bool kTransposed, bool kRight, bool kHalf = false> void multiply(Params o) {
   constexpr int kK = kMmaK<T>, kPer = 16 / static_cast<int>(sizeof(T));
   const auto a_tile = shared_memory<T>(), b_tile = a_tile + 16 * kK;
   const auto wrong = shared_memory<float>(2048);
@@ -162,13 +162,13 @@ template <class T, bool kTransposed, bool kRight> void multiply(Params o) {
   if constexpr (kTransposed) load_matrices_transposed(b, b_tile + (matrix % 2 * 8 + row) * 8);
   else load_matrices(b, b_tile + row * kK + matrix % 2 * kPer);
   float d[4] = {1, 1, 1, 1};
-  const uint32_t b_half[2] = {b[0], b[1]};
-  mma<T>(d, a, b_half);
+  if constexpr (kHalf) mma_half<T>(d, {a[0], a[1]}, b[0]);
+  else mma<T>(d, a, {b[0], b[1]});
   int errors = 0;
   for (int i = 0; i < 4; ++i) {
     const int m = lane() / 4 + i / 2 * 8, n = lane() % 4 * 2 + i % 2;
     float sum = 1;
-    for (int k = 0; k < kK; ++k) sum += static_cast<float>((2 * m + k) * (k - 2 * n));
+    for (int k = 0; k < (kHalf ? 8 : kK); ++k) sum += static_cast<float>((2 * m + k) * (k - 2 * n));
     errors += d[i] != sum;
   }
   wrong.store(thread(), static_cast<float>(errors));
@@ -287,6 +287,7 @@ const Test kTests[] = {
     {"fragments, bf16", multiply<bf16, false, true>, ""},
     {"fragments, f16, transposed", multiply<f16, true, true>, ""},
     {"fragments, TF32", multiply<float, false, true>, ""},
+    {"fragments of half as many k", multiply<bf16, false, true, true>, ""},
     {"fragments of a in a wrong order", multiply<bf16, false, false>, "wrong"},
     {"TF32 cuts off", truncate<true>, ""},
     {"TF32 keeps 10 bits", truncate<false>, "wrong"},
