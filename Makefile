@@ -68,7 +68,7 @@ build: $(READY)
 lint: $(READY)
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m mypy
-	$(dir $(PYTHON))clang-format --dry-run --Werror $(filter %.cpp %.cu %.h, $(SOURCES)) $(wildcard tests/cpp/*.cpp tests/cpp/*.h tests/simt/*.cpp tests/simt/*.h tests/simt/primitives/*.h)
+	$(dir $(PYTHON))clang-format --dry-run --Werror $(filter %.cpp %.cu %.h, $(SOURCES)) $(wildcard tests/cpp/*.cpp tests/cpp/*.h $(addprefix tests/simt/,*.cpp *.h */*.h))
 
 # The table of csrc/cuda/README.md.
 resources: $(BUILT_CUDA)

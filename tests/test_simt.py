@@ -40,10 +40,10 @@ SHAPES = (
     "n1c136h5w5-k72r1s1",
     "n2c16h5w3-k16r1s1-ys24",
     "n2c32h7w9-k64r1s1-u2",  # with a stride
-    "n2c64h9w8-k72r3s3-p1",  # tiles and a tail of maps
+    "n2c40h9w8-k72r3s3-p1",  # tiles and a tail of maps
     "n1c40h8w8-k16r3s3-u2-p1",  # a stride: four parities of a gradient
     "n1c16h9w7-k24r5s2-u2x1-p2x0x1x1-l1x2",  # unequal in everything
-    "n5c128h3w3-k136r3s3-p1",  # more maps than pixels
+    "n5c64h3w3-k136r3s3-p1",  # more maps than pixels
     "n1c24h6w6-k32r3s3-p1-xs40-ys48",  # slices of wider buffers, aligned
     "n2c3h21w19-k64r7s7-u2-p3",  # stems
     "n1c3h27w27-k64r11s11-u4-p2",
@@ -64,6 +64,10 @@ SHAPES = (
     "n1c64h8w7-k64r3s3-p1-g8",
     "n1c64h9w9-k64r3s3-u2-p1-g4",
     "n1c64h6w6-k64r3s3-p1-g2",
+    "n1c32h6w5-k32r3s3-p1x0-g8",
+    "n1c40h5w6-k40r3s3-p1-g5",
+    "n2c48h4w5-k48r3s3-p1-g3",
+    "n1c96h5w5-k96r3s3-p1-g3",
     "n1c128h5w5-k64r1s1-g4",
 )
 FUSED = (
@@ -182,8 +186,9 @@ def test_the_fibers_themselves(built: Path) -> None:
 
 def test_the_sanitizer_knows_the_fibers(built: Path) -> None:
     done = subprocess.run([built / "simt_test", "overrun"], capture_output=True, text=True)
-    assert done.returncode, done.stdout
-    assert all(word in done.stderr for word in ("heap-buffer-overflow", "read_beyond")), done.stderr
+    assert done.returncode != 0
+    assert "heap-buffer-overflow" in done.stderr
+    assert "read_beyond" in done.stderr
 
 
 def test_every_kernel_has_problems(built: Path, accepted: dict[str, dict[str, list[str]]]) -> None:
@@ -196,17 +201,26 @@ def test_every_kernel_has_problems(built: Path, accepted: dict[str, dict[str, li
     assert not [f"{kernel}: {counts[kernel]}" for kernel in listed if counts[kernel] < LEAST]
 
 
+def some(kernel: str, found: Sequence[str], count: int) -> list[str]:
+    """``count`` of the problems; a kernel that takes its groups one by one is spared those with many."""
+    if "depthwise" not in kernel:
+        found = [problem for problem in found if ConvProblem.parse(problem).groups <= 8] or found
+    return random.Random(kernel).sample(found, min(count, len(found)))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_some_problems_of_every_kernel(variant: str, built: Path, accepted: dict[str, dict[str, list[str]]]) -> None:
-    cases = [
-        f"{problem} {kernel}"
-        for kernel, found in accepted[variant].items()
-        for problem in random.Random(kernel).sample(found, min(LEAST if variant == "integers" else 1, len(found)))
-    ]
-    check(built, cases, variant)
+    count = 2 if variant == "integers" else 1
+    found = accepted[variant].items()
+    check(
+        built,
+        [f"{problem} {kernel}" for kernel, all_of_it in found for problem in some(kernel, all_of_it, count)],
+        variant,
+    )
 
 
 @pytest.mark.full
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_all_problems(variant: str, built: Path, accepted: dict[str, dict[str, list[str]]]) -> None:
     check(built, [f"{problem} {kernel}" for kernel, found in accepted[variant].items() for problem in found], variant)

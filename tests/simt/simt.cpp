@@ -186,6 +186,7 @@ void check_launch(const Launch& launch) {
   const auto refuse = [&](const std::string& why) { throw Error(Fault::misuse, launch.name + ": " + why); };
   const unsigned threads = launch.block.x * launch.block.y * launch.block.z;
   if (threads < 1 || threads > 1024) refuse(std::to_string(threads) + " threads in a block");
+  if (threads * static_cast<unsigned>(launch.cluster) + 1 >= kMostAgents) refuse("more threads than clocks tell apart");
   if (launch.shared_bytes > 227 * 1024) refuse(std::to_string(launch.shared_bytes) + " bytes of shared memory");
   if (launch.cluster < 1 || launch.cluster > 8 || launch.grid.x % static_cast<unsigned>(launch.cluster))
     refuse("clusters of " + std::to_string(launch.cluster) + " in a grid of " + std::to_string(launch.grid.x));
@@ -243,6 +244,8 @@ Agent start_agent(const std::string& what) {
   ++self().time;
   return agent;
 }
+
+uint32_t agent_count() { return machine.threads + static_cast<uint32_t>(machine.agents.size()); }
 
 void end_agent(const Agent& agent) {
   AgentRecord& record = machine.agents[agent.id - machine.threads];

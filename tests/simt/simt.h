@@ -19,6 +19,7 @@
 //   - later(effect) puts off what an asynchronous operation does (the bytes it moves, the arrival it makes) until no thread
 //     can go on or, by the seed, some time before that.
 //   - What several threads carry out together is a Meeting.
+//   - What a primitive has to remember while a cluster runs is in self().block->cluster->kept<ItsState>().
 #pragma once
 
 #include <vector_types.h>
@@ -27,8 +28,10 @@
 #include <cstdint>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
+#include <typeindex>
 #include <vector>
 
 #include "fiber.h"
@@ -51,6 +54,8 @@ std::string describe(uint32_t agent_id);
 // An agent that begins now, having seen what the running thread has. The id of an earlier one is taken again only when
 // this thread has seen all of its acts, so that having seen the one does not pass for having seen the other.
 Agent start_agent(const std::string& what);
+// Ids of agents, the threads' first, are below this.
+uint32_t agent_count();
 // The agent acts no more.
 void end_agent(const Agent& agent);
 
@@ -153,6 +158,16 @@ struct Cluster {
   std::vector<std::unique_ptr<Block>> blocks;
   Barrier barrier;
   int live = 0;  // threads of all its blocks that have not exited
+
+  // What a primitive on top of this keeps while the cluster runs: one object of each type, made when it is first asked for.
+  template <class T> T& kept() {
+    std::shared_ptr<void>& object = objects_[typeid(T)];
+    if (!object) object = std::make_shared<T>();
+    return *static_cast<T*>(object.get());
+  }
+
+ private:
+  std::map<std::type_index, std::shared_ptr<void>> objects_;
 };
 
 struct Block {

@@ -145,7 +145,7 @@ template <bool kRight> void multiply_together(Params o) {
 
 // A[m][k] = 2 m + k and B[k][n] = k - 2 n for one warp, multiplied from fragments that ldmatrix brings; B is kept as [n][k] or,
 // transposed, as [k][n]. Thread 0 writes how many elements are right, every other its number.
-template <class T, bool kTransposed, bool kRight> void multiply(Params o) {
+template <class T, bool kTransposed, bool kRight, bool kHalf = false> void multiply(Params o) {
   constexpr int kK = kMmaK<T>, kPer = 16 / static_cast<int>(sizeof(T));
   const auto a_tile = shared_memory<T>(), b_tile = a_tile + 16 * kK;
   const auto wrong = shared_memory<float>(2048);
@@ -162,13 +162,13 @@ template <class T, bool kTransposed, bool kRight> void multiply(Params o) {
   if constexpr (kTransposed) load_matrices_transposed(b, b_tile + (matrix % 2 * 8 + row) * 8);
   else load_matrices(b, b_tile + row * kK + matrix % 2 * kPer);
   float d[4] = {1, 1, 1, 1};
-  const uint32_t b_half[2] = {b[0], b[1]};
-  mma<T>(d, a, b_half);
+  if constexpr (kHalf) mma_half<T>(d, {a[0], a[1]}, b[0]);
+  else mma<T>(d, a, {b[0], b[1]});
   int errors = 0;
   for (int i = 0; i < 4; ++i) {
     const int m = lane() / 4 + i / 2 * 8, n = lane() % 4 * 2 + i % 2;
     float sum = 1;
-    for (int k = 0; k < kK; ++k) sum += static_cast<float>((2 * m + k) * (k - 2 * n));
+    for (int k = 0; k < (kHalf ? 8 : kK); ++k) sum += static_cast<float>((2 * m + k) * (k - 2 * n));
     errors += d[i] != sum;
   }
   wrong.store(thread(), static_cast<float>(errors));
@@ -194,32 +194,33 @@ template <bool kRight> void truncate(Params o) {
 
 enum class Beside { right, not_acquired, never_done };
 
+struct Something {
+  bool done = false;
+  simt::Clock clock;
+  simt::Waiting waiting;
+};
+
 // Thread 0 starts something that writes 64 numbers some time later, and all wait for it.
 template <Beside kHow> void run_beside(Params o) {
-  static simt::Clock done_clock;
-  static bool done;
-  static simt::Waiting waiting;
   simt::Block& block = *simt::self().block;
+  auto& something = block.cluster->kept<Something>();
   const auto shared = shared_memory<float>();
   if (thread() == 0) {
-    done_clock = {};
-    done = false;
-    waiting = {};
     simt::Agent agent = simt::start_agent("something");
     float* to = reinterpret_cast<float*>(block.memory->write(agent, 0, 256, 16, simt::Site::current()));
     if (kHow != Beside::never_done) {
-      simt::later([=]() mutable {
+      simt::later([=, &something]() mutable {
         for (int i = 0; i < 64; ++i) to[i] = static_cast<float>(i);
-        agent.release(done_clock);
+        agent.release(something.clock);
         simt::end_agent(agent);
-        done = true;
-        waiting.wake();
+        something.done = true;
+        something.waiting.wake();
       });
     }
   }
   __syncthreads();
-  if (!done) waiting.wait("something", simt::Site::current());
-  if (kHow != Beside::not_acquired) simt::self().acquire(done_clock);
+  if (!something.done) something.waiting.wait("something", simt::Site::current());
+  if (kHow != Beside::not_acquired) simt::self().acquire(something.clock);
   o.to[thread()] = shared.load(thread());
 }
 
@@ -286,6 +287,7 @@ const Test kTests[] = {
     {"fragments, bf16", multiply<bf16, false, true>, ""},
     {"fragments, f16, transposed", multiply<f16, true, true>, ""},
     {"fragments, TF32", multiply<float, false, true>, ""},
+    {"fragments of half as many k", multiply<bf16, false, true, true>, ""},
     {"fragments of a in a wrong order", multiply<bf16, false, false>, "wrong"},
     {"TF32 cuts off", truncate<true>, ""},
     {"TF32 keeps 10 bits", truncate<false>, "wrong"},

@@ -3,26 +3,9 @@
 #pragma once
 
 #include <primitives/cuda.h>
-
-#include <stdexcept>
-#include <string>
-
-#include "../kernel.h"
+#include <primitives/grid.h>
 
 namespace cnnkern::cuda {
-
-struct Grid {
-  int64_t x = 1, y = 1, z = 1;  // blocks; what has no bound belongs in x
-  int threads = 128;
-  int shared_bytes = 0;
-  int cluster = 1;  // neighbouring blocks in x that run together
-};
-
-constexpr int64_t kMostBlocks[] = {(int64_t{1} << 31) - 1, 65535, 65535};
-
-[[noreturn]] inline void fail(const Call& call, const std::string& reason) {
-  throw std::runtime_error(call.kernel + " failed on " + call.problem.to_string() + ": " + reason);
-}
 
 inline void check(cudaError_t error, const Call& call) {
   if (error != cudaSuccess) fail(call, cudaGetErrorString(error));
@@ -49,9 +32,7 @@ class DeviceGuard {
 // Starts kernel(params) on the call's stream. A grid without blocks is nothing to do.
 template <class Params>
 void launch(void (*kernel)(Params), const Grid& grid, const Params& params, const Call& call) {
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  if (grid.x > kMostBlocks[0] || grid.y > kMostBlocks[1] || grid.z > kMostBlocks[2])
-    fail(call, "the grid is too large");
+  if (!has_blocks(grid, call)) return;
   const DeviceGuard guard(call.device, call);
   constexpr int kSharedByDefault = 48 * 1024;
   if (grid.shared_bytes > kSharedByDefault) {
