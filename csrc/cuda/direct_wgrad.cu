@@ -28,11 +28,13 @@ namespace {
 // kWarpsM x (4 / kWarpsM) warps share the maps and the pairs of taps.
 template <class T, class Stem, int kWarpsM> struct Tile : Stem {
   static constexpr int kWarpsN = 4 / kWarpsM;
-  static constexpr int kPairs = (Stem::kFilter + 1) / 2, kColumnTiles = Stem::kFilter * kPairs;  // of a row; of 8 columns
-  static constexpr int kOwnRowTiles = Stem::kMaps / 16 / kWarpsM;                                // of 16 maps
+  static constexpr int kPairs = (Stem::kFilter + 1) / 2,
+                       kColumnTiles = Stem::kFilter * kPairs;      // of a row; of 8 columns
+  static constexpr int kOwnRowTiles = Stem::kMaps / 16 / kWarpsM;  // of 16 maps
   static constexpr int kOwnColumnTiles = (kColumnTiles + kWarpsN - 1) / kWarpsN;
   static constexpr int kPixels = Stem::kRows * Stem::kColumns;
-  static constexpr int kPitch = Stem::kMaps + 8;  // elements from pixel to pixel of dy, so that eight are in different banks
+  static constexpr int kPitch =
+      Stem::kMaps + 8;  // elements from pixel to pixel of dy, so that eight are in different banks
   static constexpr int kWindowBytes = Stem::kReadPixels * 2 * kStemMaps * static_cast<int>(sizeof(T));
   static constexpr int kSharedBytes = kWindowBytes + kPixels * kPitch * static_cast<int>(sizeof(T));
 };
@@ -210,7 +212,8 @@ template <class T, class Tile> __global__ void __launch_bounds__(Tile::kThreads,
 template <class Tile> int64_t tile_blocks(const ConvProblem& p) {
   constexpr int64_t kBlocks = 2 * 132;
   const int64_t map_tiles = (p.k + Tile::kMaps - 1) / Tile::kMaps;
-  const int64_t tiles = p.n * ((p.p() + Tile::kRows - 1) / Tile::kRows) * ((p.q() + Tile::kColumns - 1) / Tile::kColumns);
+  const int64_t tiles =
+      p.n * ((p.p() + Tile::kRows - 1) / Tile::kRows) * ((p.q() + Tile::kColumns - 1) / Tile::kColumns);
   return std::min(tiles, std::max<int64_t>(kBlocks / map_tiles, 1));
 }
 

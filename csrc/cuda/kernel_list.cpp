@@ -8,7 +8,9 @@ namespace cnnkern::cuda {
 const KernelList& kernels() {
   static const KernelList list = [] {
     KernelList all;
-    for (const auto append : {append_direct, append_direct_ffma, append_direct_wgrad, append_depthwise_fprop, append_depthwise_dgrad, append_depthwise_wgrad, append_depthwise, append_direct_any}) append(all);
+    for (const auto append : {append_direct, append_direct_ffma, append_direct_wgrad, append_depthwise_fprop,
+                              append_depthwise_dgrad, append_depthwise_wgrad, append_depthwise, append_direct_any})
+      append(all);
     return all;
   }();
   return list;
