@@ -44,7 +44,8 @@ template <class T, int kPixels, int kMaps> struct PixelRow {
   uint32_t inside;  // bit j: pixel j is in the image
 
   // `from` is where pixel 0 is or would be; bit j of `columns` says whether there is a column j.
-  __device__ void load(const T* from, int pixel_stride, uint32_t columns, bool row_inside) {
+  template <class Stride>
+  __device__ void load(const T* from, Stride pixel_stride, uint32_t columns, bool row_inside) {
     inside = row_inside ? columns : 0;
 #pragma unroll
     for (int j = 0; j < kPixels; ++j)
@@ -76,7 +77,8 @@ template <int kPixels> __device__ uint32_t columns_inside(int first, int width) 
 // Why a kernel for square filters at one stride, with `vector` maps at a time, cannot take a problem.
 inline std::string not_swept(const ConvProblem& p, int64_t filter, int64_t stride, int64_t vector, const Flags& flags) {
   if (!p.depthwise()) return "it is not depthwise";
-  if (p.r != filter || p.s != filter) return "its filter is not " + std::to_string(filter) + "x" + std::to_string(filter);
+  if (p.r != filter || p.s != filter)
+    return "its filter is not " + std::to_string(filter) + "x" + std::to_string(filter);
   if (p.stride_h != stride || p.stride_w != stride) return "its stride is not " + std::to_string(stride);
   if (p.dilated()) return "it is dilated";
   if (flags.unaligned) return "an operand does not begin at a multiple of 16 bytes";

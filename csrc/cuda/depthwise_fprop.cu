@@ -4,17 +4,17 @@
 //   dgrad, stride 1  dx[n,h,w,c] = sum over r,s of dy[n, h + pad - r, w + pad - s, c] * w[c,r,s]
 //
 // x, y: NHWC with pixel strides; w: [K][R][S]. dgrad at stride 1 is fprop with the filter turned around: one instance
-// is both. depthwise_sweep.h has the idea. 3x3 keeps its 9 x 4 weights in registers; 5x5 and 7x7 read theirs from shared
-// memory, where 2 maps of 8 columns share each read.
+// is both. depthwise_sweep.h has the idea.
 //
-// A thread loads 8 bytes of bf16 and 16 of float (5x5 and 7x7: half of that); a warp 256 neighbouring bytes. 4 maps of 4
-// columns have the registers of 8 maps of 2 columns but half of the weights.
+// 3x3: a thread has 4 maps, 8 bytes of bf16 and 16 of float, of 4 columns: the registers of 8 maps of 2 columns, but half
+// of the weights, and as many bytes under way. A warp reads 256 neighbouring bytes all the same. 5x5 and 7x7: 2 maps of 7
+// columns, into which 7, 14, 28, 56 and 112 pixels go evenly.
 //
-// Bound: x and y once. MobileNetV2's conv5 is 3x3/2 on 96 maps of 112x112 pixels; its 3x3/1 twin at N = 256, bf16, moves
-// 1.23 GB: 0.29 ms at 4.3 TB/s. 3x3 takes 5.6 GFLOP/0.08 ms of the fp32 FMA units (67 TFLOP/s), and about 16 issue slots
-// per element where 27 are to be had at the rate of a copy. 5x5 takes 54 TFLOP/s at that rate, near the peak. 7x7 would
-// take 105: it is bound by fp32 FFMA and reaches at most 64% of a copy. ConvNeXt-T's 7x7 on 96 maps of 56x56 at
-// N = 128: 154 MB, 36 us as a copy, and 3.8 GFMA = 56 us on the FMA units.
+// Bound: x and y once. 3x3 on 96 maps of 112x112 pixels at N = 256 in bf16 moves 1.23 GB: 0.29 ms at 4.3 TB/s. At that rate
+// 3x3 takes 19 TFLOP/s of the 67 of the fp32 FMA units, some 16 issue slots per element of 27, and a third of shared
+// memory's bandwidth for the weights; 5x5 takes 54 TFLOP/s, near the peak. 7x7 would take 105: it is bound by fp32 FFMA and
+// reaches at most 64% of a copy. ConvNeXt-T's 7x7 on 96 maps of 56x56 at N = 128: 154 MB, 36 us as a copy, and 1.9 GFMA,
+// 56 us of the FMA units.
 #include "depthwise_sweep.h"
 #include "kernel_list.h"
 

@@ -36,12 +36,13 @@ template <class T_, int kMaps_, bool kTensorCores_> struct Tile {
   using T = T_;
   static constexpr int kMaps = kMaps_;
   static constexpr bool kTensorCores = kTensorCores_;
-  static constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(T)), kPitch = kPitchBytes / static_cast<int>(sizeof(T));
+  static constexpr int kChunk = kChunkBytes / static_cast<int>(sizeof(T)),
+                       kPitch = kPitchBytes / static_cast<int>(sizeof(T));
   static constexpr int kWarpMaps = kMaps / 4, kColumnTiles = kWarpMaps / 8;
   static constexpr int kLaneMaps = kTensorCores ? kWarpMaps / 4 : kMaps / 16;  // for each of a thread's 4 pixels
-  static constexpr int kZ = 0, kWeights = kPixels * kPitchBytes;                // offsets in shared memory, in bytes
-  static constexpr int kScales = kWeights + kMaps * kPitchBytes;                // scale and shift of the 1x1, in float
-  static constexpr int kFilters = kScales + 2 * kMaps * 4;                      // [tap, scale, shift][chunk], in float
+  static constexpr int kZ = 0, kWeights = kPixels * kPitchBytes;               // offsets in shared memory, in bytes
+  static constexpr int kScales = kWeights + kMaps * kPitchBytes;               // scale and shift of the 1x1, in float
+  static constexpr int kFilters = kScales + 2 * kMaps * 4;                     // [tap, scale, shift][chunk], in float
   static int shared_bytes(int64_t taps) { return static_cast<int>(kFilters + (taps + 2) * kChunk * 4); }
 
   // The map that stands in row `slot` of the weights: so permuted that a lane's sums are neighbouring maps of y.
@@ -135,8 +136,8 @@ template <class Tile> __device__ void multiply(Fragments<Tile>& sums) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = warp / 4 * 32, slot = warp % 4 * Tile::kWarpMaps;
   // Matrices of a: rows 0 and 8 of the first 16 bytes of a step, then of the second; of b: both halves of two tiles.
   const Shared<T> a_row = shared_memory<T>(Tile::kZ + (row + lane % 16) * kPitchBytes + lane / 16 * 16);
-  const Shared<T> b_row = shared_memory<T>(Tile::kWeights + (slot + lane / 16 * 8 + lane % 8) * kPitchBytes +
-                                           lane / 8 % 2 * 16);
+  const Shared<T> b_row =
+      shared_memory<T>(Tile::kWeights + (slot + lane / 16 * 8 + lane % 8) * kPitchBytes + lane / 8 % 2 * 16);
 #pragma unroll
   for (int step = 0; step < kChunkBytes / 32; ++step) {
     uint32_t a[2][4];
@@ -178,8 +179,8 @@ template <class Tile> __device__ void multiply(float (&sums)[4][Tile::kLaneMaps]
 
 // Writes kVector neighbouring maps of one pixel for each kVector of `y`, which begin kStep maps apart.
 template <class Tile, int kVector, int kStep>
-__device__ void write_pixel(const Params<typename Tile::T>& o, float (&y)[Tile::kLaneMaps], int64_t pixel, int first_map,
-                            int own_map) {
+__device__ void write_pixel(const Params<typename Tile::T>& o, float (&y)[Tile::kLaneMaps], int64_t pixel,
+                            int first_map, int own_map) {
   using T = typename Tile::T;
   const Shared<float> scale = shared_memory<float>(Tile::kScales) + own_map, shift = scale + Tile::kMaps;
 #pragma unroll
@@ -231,8 +232,8 @@ template <class Tile> __global__ void __launch_bounds__(kThreads, 2) separable_f
       for (int j = 0; j < Tile::kLaneMaps; ++j) sums[i][j] = fragments.at[i / 2][j / 2][i % 2 * 2 + j % 2];
   }
   const int own_pixel = Tile::kTensorCores ? warp / 4 * 32 + lane / 4 : static_cast<int>(threadIdx.x) / 16 * 4;
-  const int own_map = Tile::kTensorCores ? warp % 4 * Tile::kWarpMaps + lane % 4 * Tile::kLaneMaps
-                                         : static_cast<int>(threadIdx.x) % 16;
+  const int own_map =
+      Tile::kTensorCores ? warp % 4 * Tile::kWarpMaps + lane % 4 * Tile::kLaneMaps : static_cast<int>(threadIdx.x) % 16;
 #pragma unroll 1
   for (int i = 0; i < 4; ++i, rotate(sums)) {
     const int pixel = first_pixel + own_pixel + i * (Tile::kTensorCores ? 8 : 1);
@@ -293,7 +294,8 @@ void run_narrowest(const ConvProblem& p, const ConvProblem& pointwise, const Ope
 std::string separable_why_not(const ConvProblem& depthwise, const ConvProblem& pointwise, const Flags& flags) {
   if (depthwise.dtype == DType::f64) return "it does not compute in float64";
   if (!depthwise.depthwise()) return "the first convolution needs one filter per map: groups == C == K";
-  if (depthwise.r * depthwise.s > kMostTaps) return "its depthwise filter has more than " + std::to_string(kMostTaps) + " taps";
+  if (depthwise.r * depthwise.s > kMostTaps)
+    return "its depthwise filter has more than " + std::to_string(kMostTaps) + " taps";
   if (!pointwise.pointwise() || pointwise.strided() || pointwise.groups != 1)
     return "the second convolution needs to be a dense 1x1 at stride 1";
   if (pointwise.k > 512) return "of more than 512 maps of y each tile of 256 would compute the first convolution again";

@@ -29,8 +29,8 @@ template <int kFilter_, int kStep_, int kParts_, int kColumns_, int kMaps_> stru
 };
 
 template <class T> struct SweepParams {
-  const T *from, *w;  // [n][from_h][from_w] pixels; [maps][filter taps]
-  T* to;              // [n][to_h][to_w] pixels
+  const T *from, *w;   // [n][from_h][from_w] pixels; [maps][filter taps]
+  T* to;               // [n][to_h][to_w] pixels
   Affine<T> prologue;  // its activation is a clamp
   bool has_prologue;
   FusedEpilogue<T> epilogue;
@@ -89,8 +89,8 @@ template <class Tile> struct Sums { float at[Tile::kReach][Tile::kParts][Tile::k
 
 // Adds what row j of a group of kStep rows gives to each place in its reach.
 template <class T, class Tile>
-__device__ void accumulate(Sums<Tile>& sums, const PixelRow<T, Tile::kRead, Tile::kMaps>& x,
-                           const OwnMaps<Tile>& own, int j) {
+__device__ void accumulate(Sums<Tile>& sums, const PixelRow<T, Tile::kRead, Tile::kMaps>& x, const OwnMaps<Tile>& own,
+                           int j) {
 #pragma unroll
   for (int i = Tile::kReach - 1; i >= 0; --i) {
 #pragma unroll
@@ -128,7 +128,7 @@ __device__ void write_row(const SweepParams<T>& o, float (&row)[Tile::kWritten][
     if (o.epilogue.residual) {
       PixelRow<T, Tile::kWritten, Tile::kMaps> residual;
       residual.load(o.epilogue.residual + pixel * o.epilogue.residual_pixel_stride + map,
-                    static_cast<int>(o.epilogue.residual_pixel_stride), inside, true);
+                    o.epilogue.residual_pixel_stride, inside, true);
 #pragma unroll
       for (int q = 0; q < Tile::kWritten; ++q)
 #pragma unroll

@@ -13,9 +13,9 @@
 //
 // Bound: x and dy once. MobileNetV2's conv2, 3x3 on 32 maps of 112x112 pixels, at N = 256 in bf16: 411 MB, 0.10 ms at
 // 4.3 TB/s; 3x3 takes 19 TFLOP/s of the fp32 FMA units' 67 at that rate, 5x5 54. 7x7 takes 105 and is bound by them.
-#include "tap_slices.h"
 #include "depthwise.h"
 #include "kernel_list.h"
+#include "tap_slices.h"
 
 namespace cnnkern::cuda {
 namespace {
@@ -35,8 +35,8 @@ template <class T> struct Params {
   bool has_prologue, has_bias;
   int x_pixel_stride, dy_pixel_stride;  // at most kMostPixelStride
   DepthwiseTiling tiling;
-  Divider bands;                         // of an image
-  int band_rows, items, split_items;     // an item is a band of a group of columns
+  Divider bands;                      // of an image
+  int band_rows, items, split_items;  // an item is a band of a group of columns
   int maps, h, w, p, q, pad_top, pad_left;
   int used_h, used_w;  // of x: what no tap meets may be NaN
 };

@@ -27,10 +27,10 @@ template <class T, class Stem> struct Tile : Stem {
   static constexpr int kPixelWords = kStemMaps * static_cast<int>(sizeof(T)) / 4;
   static constexpr int kHalfTaps = 4 / kPixelWords;
   static constexpr int kSteps = (Stem::kTaps + 2 * kHalfTaps - 1) / (2 * kHalfTaps);
-  static constexpr int kColumnTiles = Stem::kMaps / 8;                  // of 8 maps
-  static constexpr int kLaneMaps = 2 * kColumnTiles;                    // neighbouring maps whose sums a lane has
+  static constexpr int kColumnTiles = Stem::kMaps / 8;  // of 8 maps
+  static constexpr int kLaneMaps = 2 * kColumnTiles;    // neighbouring maps whose sums a lane has
   static constexpr int kWindowBytes = Stem::kReadPixels * kPixelWords * 4;
-  static constexpr int kFilterWords = kSteps * kColumnTiles * 32 * 2;   // [step][pair of column tiles][lane][tile, half]
+  static constexpr int kFilterWords = kSteps * kColumnTiles * 32 * 2;  // [step][pair of column tiles][lane][tile, half]
   static constexpr int kFilterBytes = kFilterWords * 4;
   static constexpr int kSharedBytes = kFilterBytes + 2 * Stem::kMaps * 4 + (kWindowBytes + 15) / 16 * 16;
   static constexpr int kBlocks = sizeof(T) == 2 ? 4 : 3;  // of a multiprocessor
@@ -88,8 +88,8 @@ __device__ void multiply(Sums<Tile>& sums, Shared<uint32_t> window, Shared<uint3
       const int first = (2 * step + half) * Tile::kHalfTaps, second = first + Tile::kHalfTaps - 1;
       const int tap = tap_of_lane ? second : first;
       const bool there = tap < Tile::kTaps;
-      const int offset = tap_of_lane ? Tile::offset(second < Tile::kTaps ? second : 0)
-                                     : Tile::offset(first < Tile::kTaps ? first : 0);
+      const int offset =
+          tap_of_lane ? Tile::offset(second < Tile::kTaps ? second : 0) : Tile::offset(first < Tile::kTaps ? first : 0);
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
 #pragma unroll
@@ -130,7 +130,7 @@ __device__ void write(const Params<T>& o, const Sums<Tile>& sums, const StemPlac
     const int p = row + i / 2, q = column + i % 2 * 8;
     if (p >= o.p || q >= o.q) continue;
     const int64_t pixel = (int64_t{place.image} * o.p + p) * o.q + q;
-    float(&y)[Tile::kLaneMaps] = tile[0];
+    float (&y)[Tile::kLaneMaps] = tile[0];
 #pragma unroll
     for (int part = 0; part < Tile::kLaneMaps; part += kVector) {
       const Vector<float, kVector> scales = scale.load_vector<kVector>(part), shifts = shift.load_vector<kVector>(part);
@@ -152,7 +152,8 @@ __device__ void write(const Params<T>& o, const Sums<Tile>& sums, const StemPlac
 }
 
 // grid: tiles of maps x blocks that go through the tiles of pixels
-template <class T, class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks) direct_fprop(const Params<T> o) {
+template <class T, class Tile> __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
+    direct_fprop(const Params<T> o) {
   int block = blockIdx.x;
   const int first_map = o.map_tiles.split(block) * Tile::kMaps;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
@@ -206,8 +207,8 @@ template <class T, class Stem> void append_stem(KernelList& list) {
   using Cut = Tile<T, Stem>;
   const std::string tile = std::to_string(Cut::kRows * Cut::kColumns) + "x" + std::to_string(Cut::kMaps) + "x" +
                            std::to_string(Cut::kFilter) + "x" + std::to_string(Cut::kStride);
-  list.push_back({kernel_name("direct", Direction::fprop, kDTypeOf<T>, tile), why_not<T, Cut>, nullptr, nullptr,
-                  run<T, Cut>});
+  list.push_back(
+      {kernel_name("direct", Direction::fprop, kDTypeOf<T>, tile), why_not<T, Cut>, nullptr, nullptr, run<T, Cut>});
 }
 
 template <class T> void append(KernelList& list) {

@@ -72,7 +72,8 @@ template <class Tile, class T> __device__ StemPlace stem_place(const StemInput<T
 // Paired, each pixel has the next one beside it, so that two taps are 16 bytes at any pixel; behind the last are zeros.
 template <class Tile, bool kPaired = false, class T>
 __device__ void stage_window(const StemInput<T>& in, const StemPlace& place, Shared<T> window) {
-  const int first_row = place.row * Tile::kStride - in.pad_top, first_column = place.column * Tile::kStride - in.pad_left;
+  const int first_row = place.row * Tile::kStride - in.pad_top,
+            first_column = place.column * Tile::kStride - in.pad_left;
 #pragma unroll 4
   for (int i = threadIdx.x; i < Tile::kReadPixels; i += Tile::kThreads) {
     const int h = first_row + i / Tile::kReadColumns, w = first_column + i % Tile::kReadColumns;

@@ -36,9 +36,7 @@ template <class T> struct Params {
 
   __device__ int64_t input_row(int64_t p_, int64_t r_) const { return p_ * stride_h - pad_top + r_ * dilation_h; }
   __device__ int64_t input_column(int64_t q_, int64_t s_) const { return q_ * stride_w - pad_left + s_ * dilation_w; }
-  __device__ bool inside(int64_t h_, int64_t column) const {
-    return h_ >= 0 && h_ < h && column >= 0 && column < w_;
-  }
+  __device__ bool inside(int64_t h_, int64_t column) const { return h_ >= 0 && h_ < h && column >= 0 && column < w_; }
   __device__ const T* x_pixel(int64_t image, int64_t h_, int64_t column) const {
     return x + ((image * h + h_) * w_ + column) * x_pixel_stride;
   }

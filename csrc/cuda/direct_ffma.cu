@@ -82,7 +82,7 @@ __device__ void write(const Params& o, float (&sums)[Tile::kPixels][Tile::kThrea
 #pragma unroll 1
   for (int row = 0; row < rows; ++row) {
     const int64_t pixel = first + int64_t{row} * o.q;
-    float(&y)[Tile::kThreadMaps] = sums[0];
+    float (&y)[Tile::kThreadMaps] = sums[0];
 #pragma unroll
     for (int i = 0; i < Tile::kThreadMaps; i += 4) {
       const Vector<float, 4> scales = scale.load_vector<4>(i), shifts = scale.load_vector<4>(Tile::kRow + i);
@@ -96,8 +96,7 @@ __device__ void write(const Params& o, float (&sums)[Tile::kPixels][Tile::kThrea
 #pragma unroll
     for (int i = 0; i < Tile::kThreadMaps; i += 4) {
       if (map + i < o.maps)
-        store_vector(o.y + pixel * o.y_pixel_stride + map + i,
-                     Vector<float, 4>{{y[i], y[i + 1], y[i + 2], y[i + 3]}});
+        store_vector(o.y + pixel * o.y_pixel_stride + map + i, Vector<float, 4>{{y[i], y[i + 1], y[i + 2], y[i + 3]}});
     }
     rotate(sums);
   }
@@ -154,8 +153,7 @@ template <class Tile> void run(const Operands& operands, const Call& call) {
                  .maps = static_cast<int>(p.k),
                  .p = static_cast<int>(p.p()),
                  .q = static_cast<int>(p.q())};
-  const Grid grid{
-      .x = map_tiles * tile_blocks, .threads = Tile::kThreads, .shared_bytes = Tile::shared_bytes(p.c)};
+  const Grid grid{.x = map_tiles * tile_blocks, .threads = Tile::kThreads, .shared_bytes = Tile::shared_bytes(p.c)};
   launch(direct_ffma<Tile>, grid, o, call);
 }
 

@@ -1,4 +1,4 @@
-// Direct wgrad for few input maps, in 16-bit types on tensor cores: the stems of most networks.
+// Direct wgrad for few input maps, on tensor cores: the stems of most networks.
 //
 //   dw[k,r,s,c] = sum over n,p,q of dy[n,p,q,k] * prologue(x[n, p*u - pad + r, q*u - pad + s, c])
 //   dbias[k]    = sum over n,p,q of dy[n,p,q,k]
@@ -7,13 +7,14 @@
 //
 // The idea: gemm_m is the maps of dy, gemm_n the taps with 4 maps each, gemm_k the pixels. A block goes through tiles of 8 x
 // 16 pixels of dy and keeps all sums of 32 or 64 maps in registers. Both operands lie pixel by pixel in shared memory and
-// are transposed while they are loaded: 8 pixels of 8 maps of dy, and of x 8 pixels of two neighbouring taps, for which
-// each pixel of the window has the next one beside it. Blocks write slices, which tap_slices.h adds: the same bits from
+// are transposed while they are loaded (ldmatrix; float: word by word): 8 pixels of 8 maps of dy, and of x 8 pixels of two
+// neighbouring taps, for which each pixel of the window has the next one beside it. Blocks write slices, which tap_slices.h adds: the same bits from
 // every run, on every GPU. Pixels of dy beyond the image count as zeros: a NaN in x that one tap of a filter meets may
 // show in its other taps.
 //
 // Bound: x and dy. ResNet's 7x7/2, 3 -> 64 maps on 224x224 pixels, N = 256, bf16: 77 MB and 411 MB, 0.11 ms at 4.3 TB/s; 46
-// GFMA of 28 pairs of taps by 8 are 0.12 ms of 790 TFLOP/s, by mma.sync at some 60% of that 0.19 ms.
+// GFMA of 28 pairs of taps by 8 are 0.12 ms of 790 TFLOP/s, by mma.sync at some 60% of that 0.19 ms; in TF32
+// (float) twice as long.
 #include <primitives/copy.h>
 #include <primitives/mma_sm80.h>
 
@@ -25,15 +26,17 @@ namespace cnnkern::cuda {
 namespace {
 
 // kWarpsM x (4 / kWarpsM) warps share the maps and the pairs of taps.
-template <class Stem, int kWarpsM> struct Tile : Stem {
+template <class T, class Stem, int kWarpsM> struct Tile : Stem {
   static constexpr int kWarpsN = 4 / kWarpsM;
-  static constexpr int kPairs = (Stem::kFilter + 1) / 2, kColumnTiles = Stem::kFilter * kPairs;  // of a row; of 8 columns
-  static constexpr int kOwnRowTiles = Stem::kMaps / 16 / kWarpsM;                                // of 16 maps
+  static constexpr int kPairs = (Stem::kFilter + 1) / 2,
+                       kColumnTiles = Stem::kFilter * kPairs;      // of a row; of 8 columns
+  static constexpr int kOwnRowTiles = Stem::kMaps / 16 / kWarpsM;  // of 16 maps
   static constexpr int kOwnColumnTiles = (kColumnTiles + kWarpsN - 1) / kWarpsN;
   static constexpr int kPixels = Stem::kRows * Stem::kColumns;
-  static constexpr int kPitch = Stem::kMaps + 8;  // elements of a pixel of dy: eight are then in different banks
-  static constexpr int kWindowBytes = Stem::kReadPixels * 2 * kStemMaps * 2;
-  static constexpr int kSharedBytes = kWindowBytes + kPixels * kPitch * 2;
+  static constexpr int kPitch =
+      Stem::kMaps + 8;  // elements from pixel to pixel of dy, so that eight are in different banks
+  static constexpr int kWindowBytes = Stem::kReadPixels * 2 * kStemMaps * static_cast<int>(sizeof(T));
+  static constexpr int kSharedBytes = kWindowBytes + kPixels * kPitch * static_cast<int>(sizeof(T));
 };
 
 template <class T> struct Params {
@@ -75,30 +78,67 @@ template <class T, class Tile> __device__ void add_bias(Vector<float, kWidest<T>
 
 template <class Tile> struct Sums { float at[Tile::kOwnRowTiles][Tile::kOwnColumnTiles][4]; };
 
-// One warp's products of a tile: 16 pixels, a row, at a time.
+// Where a lane finds its elements of both operands' transposed matrices. `dy` is at the warp's first map, `pair` the first
+// pair of taps of two column tiles; positions are in elements.
+template <class T, class Tile> struct Lane {
+  static constexpr bool kWords = sizeof(T) == 4;  // no matrices of 4-byte elements are transposed
+  int lane = static_cast<int>(threadIdx.x) % 32, g = lane / 4, t = lane % 4, eight = lane % 8, matrix = lane / 8;
+
+  // Matrices of dy: maps 0 and 8 of the first 8 pixels, then of the others.
+  __device__ int dy_position() const {
+    return kWords ? t * Tile::kPitch + g : (matrix / 2 * 8 + eight) * Tile::kPitch + matrix % 2 * 8;
+  }
+  // Of x: both halves of the pixels of the first column tile, then of the second.
+  __device__ int x_position(int column_tile, int second) const {
+    const int pair = min(column_tile + (kWords ? second : matrix / 2), Tile::kColumnTiles - 1);
+    const int tap = pair / Tile::kPairs * Tile::kReadColumns + pair % Tile::kPairs * 2;
+    const int pixel = kWords ? t : matrix % 2 * 8 + eight;
+    return (tap + pixel * Tile::kStride) * 2 * kStemMaps + (kWords ? g : 0);
+  }
+  // A step is kMmaK<T> pixels side by side.
+  static __device__ void load_dy(uint32_t (&a)[4], Shared<T> at) {
+    if constexpr (kWords) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) a[i] = at.template as<uint32_t>().load(i / 2 * 4 * Tile::kPitch + i % 2 * 8);
+    } else {
+      load_matrices_transposed(a, at);
+    }
+  }
+  static __device__ void load_x(uint32_t (&b)[4], Shared<T> first, Shared<T> second) {
+    if constexpr (kWords) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        b[i] = (i < 2 ? first : second).template as<uint32_t>().load(i % 2 * 4 * Tile::kStride * 2 * kStemMaps);
+    } else {
+      load_matrices_transposed(b, first);
+    }
+  }
+};
+
+// One warp's products of a tile, a step of a row at a time.
 template <class T, class Tile>
 __device__ void multiply(Sums<Tile>& sums, Shared<T> window, Shared<T> dy, int row_tile, int column_tile) {
-  constexpr int kLoads = (Tile::kOwnColumnTiles + 1) / 2;
-  const int lane = threadIdx.x % 32, eight = lane % 8, matrix = lane / 8;
-  // Matrices of dy: maps 0 and 8 of the first 8 pixels, then of the others; of x: both halves of the pixels of two tiles.
-  const Shared<T> dy_row = dy + ((matrix / 2 * 8 + eight) * Tile::kPitch + row_tile * 16 + matrix % 2 * 8);
-  int offsets[kLoads];  // of the pair of taps whose row this lane gives
+  constexpr int kLoads = (Tile::kOwnColumnTiles + 1) / 2, kSteps = Tile::kColumns / kMmaK<T>;
+  const Lane<T, Tile> lane;
+  const int own_dy = lane.dy_position() + row_tile * 16;
+  int first[kLoads], second[kLoads];
 #pragma unroll
   for (int j = 0; j < kLoads; ++j) {
-    const int pair = min(column_tile + 2 * j + matrix / 2, Tile::kColumnTiles - 1);
-    const int pixel = pair / Tile::kPairs * Tile::kReadColumns + pair % Tile::kPairs * 2;
-    offsets[j] = (pixel + (matrix % 2 * 8 + eight) * Tile::kStride) * 2 * kStemMaps;
+    first[j] = lane.x_position(column_tile + 2 * j, 0);
+    second[j] = lane.x_position(column_tile + 2 * j, 1);
   }
 #pragma unroll 1
-  for (int row = 0; row < Tile::kRows; ++row) {
+  for (int step = 0; step < Tile::kRows * kSteps; ++step) {
+    const int row = step / kSteps, column = step % kSteps * kMmaK<T>;
+    const Shared<T> dy_at = dy + (own_dy + (row * Tile::kColumns + column) * Tile::kPitch);
+    const Shared<T> x_at = window + (row * Tile::kReadColumns + column) * Tile::kStride * 2 * kStemMaps;
     uint32_t a[Tile::kOwnRowTiles][4];
 #pragma unroll
-    for (int i = 0; i < Tile::kOwnRowTiles; ++i)
-      load_matrices_transposed(a[i], dy_row + (row * Tile::kColumns * Tile::kPitch + i * 16));
+    for (int i = 0; i < Tile::kOwnRowTiles; ++i) Lane<T, Tile>::load_dy(a[i], dy_at + i * 16);
 #pragma unroll
     for (int j = 0; j < kLoads; ++j) {
       uint32_t b[4];
-      load_matrices_transposed(b, window + (row * Tile::kStride * Tile::kReadColumns * 2 * kStemMaps + offsets[j]));
+      Lane<T, Tile>::load_x(b, x_at + first[j], x_at + second[j]);
       const uint32_t left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
 #pragma unroll
       for (int i = 0; i < Tile::kOwnRowTiles; ++i) {
@@ -172,7 +212,8 @@ template <class T, class Tile> __global__ void __launch_bounds__(Tile::kThreads,
 template <class Tile> int64_t tile_blocks(const ConvProblem& p) {
   constexpr int64_t kBlocks = 2 * 132;
   const int64_t map_tiles = (p.k + Tile::kMaps - 1) / Tile::kMaps;
-  const int64_t tiles = p.n * ((p.p() + Tile::kRows - 1) / Tile::kRows) * ((p.q() + Tile::kColumns - 1) / Tile::kColumns);
+  const int64_t tiles =
+      p.n * ((p.p() + Tile::kRows - 1) / Tile::kRows) * ((p.q() + Tile::kColumns - 1) / Tile::kColumns);
   return std::min(tiles, std::max<int64_t>(kBlocks / map_tiles, 1));
 }
 
@@ -182,6 +223,8 @@ template <class Tile> int64_t workspace_bytes(const ConvProblem& p) {
 
 template <class T, class Tile> std::string why_not(const ConvProblem& p, const Flags& flags) {
   if (const std::string reason = why_no_stem<Tile>(p, flags); !reason.empty()) return reason;
+  if (sizeof(T) == 4 && !flags.tf32) return "TF32 is not allowed";
+  if (Tile::kSharedBytes > most_shared_bytes(flags.capability)) return "its window does not fit shared memory";
   if (flags.unaligned) return "an operand does not begin at a multiple of 16 bytes";
   if (p.k % kWidest<T> || p.y_stride() % kWidest<T>)
     return "maps and pixel stride of y are no multiples of " + std::to_string(kWidest<T>);
@@ -216,15 +259,16 @@ template <class T, class Cut> void append_tile(KernelList& list) {
 }
 
 template <class T> void append(KernelList& list) {
-  append_tile<T, Tile<Stem<3, 1, 64>, 4>>(list);
-  append_tile<T, Tile<Stem<3, 2, 32>, 2>>(list);
-  append_tile<T, Tile<Stem<7, 2, 64>, 1>>(list);
-  append_tile<T, Tile<Stem<11, 4, 32>, 1>>(list);
+  append_tile<T, Tile<T, Stem<3, 1, 64>, 4>>(list);
+  append_tile<T, Tile<T, Stem<3, 2, 32>, 2>>(list);
+  append_tile<T, Tile<T, Stem<7, 2, 64>, 1>>(list);
+  append_tile<T, Tile<T, Stem<11, 4, 32>, 1>>(list);
 }
 
 }  // namespace
 
 void append_direct_wgrad(KernelList& list) {
+  append<float>(list);
   append<bf16>(list);
   append<f16>(list);
 }

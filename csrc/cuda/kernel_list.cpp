@@ -29,6 +29,8 @@ const KernelList& kernels() {
              append_pointwise,
 #if CNNKERN_SM90
              append_implicit_gemm_sm90,
+#endif
+#if CNNKERN_SM90
              append_implicit_gemm_wgrad_sm90,
 #endif
              append_implicit_gemm,

@@ -22,11 +22,11 @@ namespace cnnkern::cuda {
 namespace {
 
 template <class T> struct Params {
-  const T* from;         // x or dy
-  T* to;                 // y or dx
-  int64_t* indices;      // max pooling
+  const T* from;     // x or dy
+  T* to;             // y or dx
+  int64_t* indices;  // max pooling
   int64_t from_pixel_stride;
-  PixelTiling tiling;    // of what is written
+  PixelTiling tiling;     // of what is written
   Divider width, height;  // of its images
   int maps;
   int h, w, p, q, r, s, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
@@ -195,8 +195,8 @@ void run(PoolKernel<T> wide, PoolKernel<T> narrow, const Pooling& s, const Tenso
   if (s.n * s.h * s.w >= int64_t{1} << 31 || s.n * s.p * s.q >= int64_t{1} << 31)
     fail(call, "its pixels are counted in 32 bits");
   const auto aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
-  const bool vectors = s.c % kWidest<T> == 0 && tensors.from_pixel_stride % kWidest<T> == 0 &&
-                       aligned(tensors.from) && aligned(tensors.to) && aligned(tensors.indices);
+  const bool vectors = s.c % kWidest<T> == 0 && tensors.from_pixel_stride % kWidest<T> == 0 && aligned(tensors.from) &&
+                       aligned(tensors.to) && aligned(tensors.indices);
   const auto whole = [](int64_t v) { return static_cast<int>(v); };
   const Params<T> o{.from = static_cast<const T*>(tensors.from),
                     .to = static_cast<T*>(tensors.to),
@@ -257,8 +257,8 @@ void avg_pool2d(const Pooling& pooling, const void* x, int64_t x_pixel_stride, v
 
 void avg_pool2d_backward(const Pooling& pooling, const void* dy, int64_t dy_pixel_stride, void* dx, const Call& call) {
   with_type(pooling.dtype, call, [&]<class T>(T) {
-    run<T>(avg_pool_backward<T, kWidest<T>>, avg_pool_backward<T, 1>, pooling,
-           {dy, dy_pixel_stride, dx, nullptr, true}, call);
+    run<T>(avg_pool_backward<T, kWidest<T>>, avg_pool_backward<T, 1>, pooling, {dy, dy_pixel_stride, dx, nullptr, true},
+           call);
   });
 }
 

@@ -16,7 +16,7 @@ namespace cnnkern::cuda {
 template <class T> struct SlicesParams {
   const float* slices;
   T* dw;
-  float* dbias;  // null: the slices have no sums of it
+  float* dbias;             // null: the slices have no sums of it
   int splits, taps, count;  // count: sums of a slice
   Divider maps;
 };
