@@ -34,7 +34,6 @@
 namespace cnnkern::cuda {
 namespace {
 
-constexpr int kWarpgroup = 128, kConsumers = 2, kThreads = (kConsumers + 1) * kWarpgroup;
 constexpr int kBlock = 64;  // pixels of a step, and maps of a block
 constexpr int kBlockBytes = kBlock * kSwizzledRow;
 
@@ -43,11 +42,11 @@ template <int kMaps_> struct Tile {
   static constexpr bool kSharesMaps = kMaps == 128;     // each consumer has half of the filters, else of the columns
   static constexpr int kOwnColumns = kSharesMaps ? kColumns : kColumns / kConsumers;
   static constexpr int kSlotBytes = (kMaps + kColumns) / kBlock * kBlockBytes;
-  static constexpr int kSlots = 227 * 1024 / kSlotBytes;
+  static constexpr int kSlots = kSharedLimit / kSlotBytes;
   static_assert(kSlots >= 4);
-  using Slots = Ring<kSlots, 1, kConsumers * kWarpgroup / 32>;
+  using Slots = Ring<kSlots, 1>;
   static constexpr int kSharedBytes = kSlots * kSlotBytes + Slots::kBytes;
-  static_assert(kSharedBytes <= 227 * 1024);
+  static_assert(kSharedBytes <= kSharedLimit);
 };
 
 struct Params {
@@ -71,14 +70,7 @@ template <class T, class Tile> class Wgrad {
 
   __device__ void run() const {
     slots_.make();
-    const int group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
-    if (group == kConsumers) {
-      give_registers<40>();
-      if (threadIdx.x == kConsumers * kWarpgroup) produce();
-    } else {
-      take_registers<232>();
-      consume(group);
-    }
+    take_roles([&] { produce(); }, [&](int group) { consume(group); });
   }
 
  private:
@@ -185,7 +177,7 @@ template <class T, class Tile> class Wgrad {
 };
 
 template <class T, int kMaps>
-__global__ void __launch_bounds__(kThreads, 1) implicit_gemm_wgrad(const __grid_constant__ Params o) {
+__global__ void __launch_bounds__(kRoleThreads, 1) implicit_gemm_wgrad(const __grid_constant__ Params o) {
   Wgrad<T, Tile<kMaps>>(o).run();
 }
 
@@ -271,8 +263,9 @@ template <class T, int kMaps> void run(const Operands& operands, const Call& cal
                  .height = Divider(p.p()),
                  .row = walk.row,
                  .column = walk.column};
-  const Grid grid{
-      .x = std::min(o.items, multiprocessors(call)), .threads = kThreads, .shared_bytes = Tile<kMaps>::kSharedBytes};
+  const Grid grid{.x = std::min(o.items, multiprocessors(call)),
+                  .threads = kRoleThreads,
+                  .shared_bytes = Tile<kMaps>::kSharedBytes};
   launch(implicit_gemm_wgrad<T, kMaps>, grid, o, call);
   add_slices<T>(slices, p.k * p.r * p.s * p.c, ranges.count, static_cast<T*>(operands.w), call);
   sum_pixels<T>(operands, slices + slices_bytes<kMaps>(p) / static_cast<int64_t>(sizeof(float)), call);
