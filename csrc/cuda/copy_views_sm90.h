@@ -15,10 +15,10 @@ namespace cnnkern::cuda {
 
 // How the pixels along one axis walk over those that a tap of theirs meets, and which taps do.
 struct AxisWalk {
-  int64_t size;                 // pixels that walk
-  int64_t lower, upper, step;   // primitives/tensor_map.h
-  int64_t taps, first, every;   // how many, which of the filter's is the first, and from each to the next
-  int64_t offset, offset_step;  // of the first, and from each to the next
+  int64_t size = 0;                        // pixels that walk
+  int64_t lower = 0, upper = 0, step = 1;  // primitives/tensor_map.h
+  int64_t taps = 0, first = 0, every = 1;  // how many, which of the filter's is the first, and from each to the next
+  int64_t offset = 0, offset_step = 0;     // of the first, and from each to the next
 };
 
 // y over x.
@@ -43,7 +43,7 @@ inline AxisWalk walk_over_dy(int64_t x, int64_t y, int64_t filter, int64_t befor
   const int64_t size = (x - parity + stride - 1) / stride, every = stride / std::gcd(stride, dilation);
   int64_t first = 0;
   while (first < every && ahead(first) % stride) ++first;
-  if (first == every || first >= filter) return {.size = size, .step = 1, .every = 1};
+  if (first == every || first >= filter) return {.size = size};
   const int64_t taps = (filter - 1 - first) / every + 1, last = first + (taps - 1) * every;
   const int64_t lower = ahead(last) / stride;
   return {.size = size,

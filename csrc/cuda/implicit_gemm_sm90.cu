@@ -160,7 +160,7 @@ template <class T, Direction kDirection, class Tile> void run(const Operands& op
       const auto params = params_of<T, kDirection, Tile>(operands, call, h, w);
       const int clusters = std::min(params.tiles, std::max(1, multiprocessors(call) / Tile::kCluster));
       const Grid grid{.x = int64_t{clusters} * Tile::kCluster,
-                      .threads = kImplicitGemmThreads,
+                      .threads = kRoleThreads,
                       .shared_bytes = Tile::kSharedBytes,
                       .cluster = Tile::kCluster};
       launch(implicit_gemm<T, kDirection, Tile>, grid, params, call);

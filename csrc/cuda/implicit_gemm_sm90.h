@@ -13,10 +13,6 @@
 
 namespace cnnkern::cuda {
 
-constexpr int kWarpgroup = 128, kConsumers = 2;  // warpgroups of 128 threads that multiply
-constexpr int kImplicitGemmThreads = (kConsumers + 1) * kWarpgroup;
-constexpr int kSharedLimit = 227 * 1024;
-
 // A block's tile of what is written, and what follows from it.
 template <int kPixels_, int kMaps_> struct ImplicitGemmTile {
   static constexpr int kPixels = kPixels_, kMaps = kMaps_;
@@ -34,7 +30,7 @@ template <int kPixels_, int kMaps_> struct ImplicitGemmTile {
   static constexpr int kAllSlicesBytes = kConsumers * kSlices * kSliceBytes;
   static constexpr int kSlots = (kSharedLimit - kAllSlicesBytes - 256) / kSlotBytes;
   static_assert(kSlots >= 4);
-  using Slots = Ring<kSlots, kCluster, kConsumers * kWarpgroup / 32>;
+  using Slots = Ring<kSlots, kCluster>;
 
   // Shared memory: slots (pixels, then filters), slices, barriers of the slots, a barrier for each slice.
   static constexpr int kSlicesAt = kSlots * kSlotBytes, kSlotBarriersAt = kSlicesAt + kAllSlicesBytes;
@@ -75,15 +71,7 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
       for (int i = 0; i < kConsumers * Tile::kSlices; ++i) slice_barrier(i).make(1);
     }
     slots_.make();  // publishes all of them
-    // The same in all lanes, which the compiler cannot know of threadIdx.
-    const int group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
-    if (group == kConsumers) {
-      give_registers<40>();
-      if (threadIdx.x == kConsumers * kWarpgroup) produce();
-    } else {
-      take_registers<232>();
-      consume(group);
-    }
+    take_roles([&] { produce(); }, [&](int group) { consume(group); });
   }
 
  private:
@@ -262,7 +250,8 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
 
   // Element (pixel, map) of a slice, swizzled.
   __device__ static int in_slice(int pixel, int map) {
-    return pixel * kSliceMaps + ((map / kWidest<T>)^(pixel % 8)) * kWidest<T> + map % kWidest<T>;
+    const int piece = map / kWidest<T>, swizzled = piece ^ (pixel % 8);
+    return pixel * kSliceMaps + swizzled * kWidest<T> + map % kWidest<T>;
   }
 
   // Which element of a slice the pair of sums 2 i and 2 i + 1 is the first of (primitives/mma_sm90.h): neighbouring
@@ -361,8 +350,7 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
 };
 
 template <class T, Direction kDirection, class Tile>
-__global__ void __launch_bounds__(kImplicitGemmThreads, 1)
-    implicit_gemm(const __grid_constant__ ImplicitGemmParams<T> o) {
+__global__ void __launch_bounds__(kRoleThreads, 1) implicit_gemm(const __grid_constant__ ImplicitGemmParams<T> o) {
   ImplicitGemm<T, kDirection, Tile>(o).run();
 }
 

@@ -34,20 +34,21 @@
 namespace cnnkern::cuda {
 namespace {
 
-constexpr int kWarpgroup = 128, kConsumers = 2, kThreads = (kConsumers + 1) * kWarpgroup;
 constexpr int kBlock = 64;  // pixels of a step, and maps of a block
 constexpr int kBlockBytes = kBlock * kSwizzledRow;
 
-template <int kMaps_> struct Tile {
-  static constexpr int kMaps = kMaps_, kColumns = 256;  // filters x columns of dw
-  static constexpr bool kSharesMaps = kMaps == 128;     // each consumer has half of the filters, else of the columns
-  static constexpr int kOwnColumns = kSharesMaps ? kColumns : kColumns / kConsumers;
-  static constexpr int kSlotBytes = (kMaps + kColumns) / kBlock * kBlockBytes;
-  static constexpr int kSlots = 227 * 1024 / kSlotBytes;
+// Filters x columns of dw: of a block, or of two blocks of a cluster with 128 filters each and the same columns.
+template <int kFilters_> struct Tile {
+  static constexpr int kFilters = kFilters_, kColumns = 256;
+  static constexpr int kCluster = kFilters > 128 ? 2 : 1, kOwnFilters = kFilters / kCluster;
+  static constexpr bool kSharesFilters = kOwnFilters == 128;  // each consumer has half of the filters, else of columns
+  static constexpr int kOwnColumns = kSharesFilters ? kColumns : kColumns / kConsumers;
+  static constexpr int kSlotBytes = (kOwnFilters + kColumns) / kBlock * kBlockBytes;
+  static constexpr int kSlots = kSharedLimit / kSlotBytes;
   static_assert(kSlots >= 4);
-  using Slots = Ring<kSlots, 1, kConsumers * kWarpgroup / 32>;
+  using Slots = Ring<kSlots, kCluster>;
   static constexpr int kSharedBytes = kSlots * kSlotBytes + Slots::kBytes;
-  static_assert(kSharedBytes <= 227 * 1024);
+  static_assert(kSharedBytes <= kSharedLimit);
 };
 
 struct Params {
@@ -71,22 +72,18 @@ template <class T, class Tile> class Wgrad {
 
   __device__ void run() const {
     slots_.make();
-    const int group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
-    if (group == kConsumers) {
-      give_registers<40>();
-      if (threadIdx.x == kConsumers * kWarpgroup) produce();
-    } else {
-      take_registers<232>();
-      consume(group);
-    }
+    take_roles([&] { produce(); }, [&](int group) { consume(group); });
   }
 
  private:
   struct Item { int range, filter, block; };  // first filter and column block of the tile
 
+  __device__ static int first_item() { return static_cast<int>(blockIdx.x) / Tile::kCluster; }
+  __device__ static int item_step() { return static_cast<int>(gridDim.x) / Tile::kCluster; }
+  __device__ static int rank() { return static_cast<int>(blockIdx.x) % Tile::kCluster; }
   __device__ Item item(int i) const {
     const int filter_tile = o_.filter_tiles.split(i), column_tile = o_.column_tiles.split(i);
-    return {i, filter_tile * Tile::kMaps, column_tile * (Tile::kColumns / kBlock)};
+    return {i, filter_tile * Tile::kFilters + rank() * Tile::kOwnFilters, column_tile * (Tile::kColumns / kBlock)};
   }
   __device__ int steps_of(int range) const {
     const int64_t begin = int64_t{range} * o_.range;
@@ -102,7 +99,7 @@ template <class T, class Tile> class Wgrad {
     prefetch_map(o_.dy);
     prefetch_map(o_.x);
     typename Slots::Turn turn;
-    for (int i = static_cast<int>(blockIdx.x); i < o_.items; i += static_cast<int>(gridDim.x)) {
+    for (int i = first_item(); i < o_.items; i += item_step()) {
       const Item at = item(i);
       const int steps = steps_of(at.range);
       for (int step = 0; step < steps; ++step, turn.next()) {
@@ -110,16 +107,18 @@ template <class T, class Tile> class Wgrad {
         slots_.take(turn);
         const Barrier full = slots_.full(turn.slot);
         full.expect(Tile::kSlotBytes);
-        constexpr int kFilterBlocks = Tile::kMaps / kBlock;
+        constexpr int kFilterBlocks = Tile::kOwnFilters / kBlock;
         for (int block = 0; block < kFilterBlocks; ++block)
           load_box(block_of(turn.slot, block), o_.dy, full, at.filter + block * kBlock, 0, pixel);
-        for (int block = 0; block < Tile::kColumns / kBlock; ++block)
+        constexpr int kOwnBlocks = Tile::kColumns / kBlock / Tile::kCluster;
+        for (int block = rank() * kOwnBlocks; block < (rank() + 1) * kOwnBlocks; ++block)
           load_columns(block_of(turn.slot, kFilterBlocks + block), full, at.block + block, pixel);
       }
     }
+    slots_.drain(turn);
   }
 
-  // Where there are no columns any more it is maps beyond the last of x, which are zeros.
+  // To all blocks of the cluster. Where there are no columns any more it is maps beyond the last of x, which are zeros.
   __device__ void load_columns(const Shared<T>& to, const Barrier& full, int block, int pixel) const {
     int tap = block, image = pixel;
     int map = o_.blocks_of_tap.split(tap) * kBlock;
@@ -127,14 +126,16 @@ template <class T, class Tile> class Wgrad {
     int tap_row = tap;
     const int tap_column = o_.s.split(tap_row);
     const int column = start(o_.column, o_.width.split(image)), row = start(o_.row, o_.height.split(image));
-    load_pixels(to, o_.x, full, map, column, row, image, offset(o_.column, tap_column), offset(o_.row, tap_row));
+    const int tap_w = offset(o_.column, tap_column), tap_h = offset(o_.row, tap_row);
+    if constexpr (Tile::kCluster == 1) load_pixels(to, o_.x, full, map, column, row, image, tap_w, tap_h);
+    else load_pixels(to, o_.x, full, map, column, row, image, tap_w, tap_h, (1 << Tile::kCluster) - 1);
   }
 
   using Sums = float[Tile::kOwnColumns / 2];
 
   __device__ void consume(int group) const {
     typename Slots::Turn turn;
-    for (int i = static_cast<int>(blockIdx.x); i < o_.items; i += static_cast<int>(gridDim.x)) {
+    for (int i = first_item(); i < o_.items; i += item_step()) {
       const Item at = item(i);
       Sums sums;
       slots_.consume(turn, steps_of(at.range), [&](int slot, int step) { multiply_slot(sums, slot, group, step > 0); });
@@ -145,9 +146,10 @@ template <class T, class Tile> class Wgrad {
 
   __device__ static void multiply_slot(Sums& sums, int slot, int group, bool plus) {
     constexpr int kSteps = 4, kStepBytes = kBlockBytes / kSteps;  // 16 pixels
-    constexpr int kFilterBlocks = Tile::kMaps / kBlock, kOwnBlocks = Tile::kOwnColumns / kBlock;
-    const MatrixTile filters(block_of(slot, Tile::kSharesMaps ? group : 0), kBlockBytes);
-    const MatrixTile columns(block_of(slot, kFilterBlocks + (Tile::kSharesMaps ? 0 : group * kOwnBlocks)), kBlockBytes);
+    constexpr int kFilterBlocks = Tile::kOwnFilters / kBlock, kOwnBlocks = Tile::kOwnColumns / kBlock;
+    const MatrixTile filters(block_of(slot, Tile::kSharesFilters ? group : 0), kBlockBytes);
+    const MatrixTile columns(block_of(slot, kFilterBlocks + (Tile::kSharesFilters ? 0 : group * kOwnBlocks)),
+                             kBlockBytes);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step)
       multiply<T, Rows::along_mn, Rows::along_mn>(sums, filters + step * kStepBytes, columns + step * kStepBytes,
@@ -157,10 +159,10 @@ template <class T, class Tile> class Wgrad {
   // Straight from the registers: four lanes write 32 neighbouring bytes.
   __device__ void write(const Sums& sums, const Item& at, int group) const {
     const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32;
-    const int filter = at.filter + (Tile::kSharesMaps ? group * kBlock : 0) + thread / 32 * 16 + lane / 4;
+    const int filter = at.filter + (Tile::kSharesFilters ? group * kBlock : 0) + thread / 32 * 16 + lane / 4;
     const int64_t row = int64_t{o_.taps} * o_.maps;
     float* const slice = o_.slices + (int64_t{at.range} * o_.filters + filter) * row;
-    const int first_block = at.block + (Tile::kSharesMaps ? 0 : group * (Tile::kOwnColumns / kBlock));
+    const int first_block = at.block + (Tile::kSharesFilters ? 0 : group * (Tile::kOwnColumns / kBlock));
 #pragma unroll
     for (int block = 0; block < Tile::kOwnColumns / kBlock; ++block) {
       int tap = first_block + block;
@@ -184,35 +186,36 @@ template <class T, class Tile> class Wgrad {
   const Slots slots_;
 };
 
-template <class T, int kMaps>
-__global__ void __launch_bounds__(kThreads, 1) implicit_gemm_wgrad(const __grid_constant__ Params o) {
-  Wgrad<T, Tile<kMaps>>(o).run();
+template <class T, int kFilters>
+__global__ void __launch_bounds__(kRoleThreads, 1) implicit_gemm_wgrad(const __grid_constant__ Params o) {
+  Wgrad<T, Tile<kFilters>>(o).run();
 }
 
 // --- how pixels are cut ----------------------------------------------------------------------------------------------
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t tiles_of(const ConvProblem& p, int64_t maps) {
-  return ceil_div(p.k, maps) * ceil_div(p.r * p.s * ceil_div(p.c, kBlock), 256 / kBlock);
+int64_t tiles_of(const ConvProblem& p, int64_t filters) {
+  return ceil_div(p.k, filters) * ceil_div(p.r * p.s * ceil_div(p.c, kBlock), 256 / kBlock);
 }
 
 struct Ranges { int64_t count, pixels; };
 
 // As many as make the shortest run of waves, of 132 blocks, and of sums over slices.
-Ranges ranges_of(const ConvProblem& p, int64_t maps) {
+Ranges ranges_of(const ConvProblem& p, int64_t filters) {
   constexpr int64_t kMultiprocessors = 132, kMost = 2 * kMultiprocessors, kLeastSteps = 4;
+  const int64_t cluster = filters > 128 ? 2 : 1;
   constexpr double kTileSteps = 2;         // what a tile costs besides its steps, in steps
   constexpr double kBytesPerStep = 2.5e6;  // of device memory, in the time of a step: 128 x 256 x 64 at 790 TFLOP/s
-  const int64_t pixels = p.n * p.p() * p.q(), steps = ceil_div(pixels, kBlock), tiles = tiles_of(p, maps);
+  const int64_t pixels = p.n * p.p() * p.q(), steps = ceil_div(pixels, kBlock), tiles = tiles_of(p, filters);
   const int64_t slice_bytes = p.k * p.r * p.s * p.c * int64_t{sizeof(float)};
   Ranges best{1, steps * kBlock};
   double least = 0;
   for (int64_t count = 1; count <= std::min(kMost, ceil_div(steps, kLeastSteps)); ++count) {
     const int64_t own = ceil_div(steps, count);
     if (count > 1 && (ceil_div(steps, own) != count || count * slice_bytes > kMostWorkspace / 2)) continue;
-    const auto waves = static_cast<double>(ceil_div(tiles * count, kMultiprocessors));
-    const double time = waves * (static_cast<double>(own) + kTileSteps) * static_cast<double>(maps) / 128 +
+    const auto waves = static_cast<double>(ceil_div(tiles * count, kMultiprocessors / cluster));
+    const double time = waves * (static_cast<double>(own) + kTileSteps) * static_cast<double>(filters / cluster) / 128 +
                         2 * static_cast<double>(count * slice_bytes) / kBytesPerStep;
     if (count > 1 && time >= least) continue;
     least = time;
@@ -221,16 +224,16 @@ Ranges ranges_of(const ConvProblem& p, int64_t maps) {
   return best;
 }
 
-template <int kMaps> int64_t slices_bytes(const ConvProblem& p) {
-  return ceil_div(ranges_of(p, kMaps).count * p.k * p.r * p.s * p.c * int64_t{sizeof(float)}, 256) * 256;
+template <int kFilters> int64_t slices_bytes(const ConvProblem& p) {
+  return ceil_div(ranges_of(p, kFilters).count * p.k * p.r * p.s * p.c * int64_t{sizeof(float)}, 256) * 256;
 }
-template <int kMaps> int64_t workspace_bytes(const ConvProblem& p) {
-  return slices_bytes<kMaps>(p) + sum_pixels_bytes(p);
+template <int kFilters> int64_t workspace_bytes(const ConvProblem& p) {
+  return slices_bytes<kFilters>(p) + sum_pixels_bytes(p);
 }
 
 // --- list ------------------------------------------------------------------------------------------------------------
 
-template <class T, int kMaps> std::string why_not(const ConvProblem& p, const Flags& flags) {
+template <class T, int kFilters> std::string why_not(const ConvProblem& p, const Flags& flags) {
   if (flags.capability != 90) return "it is for compute capability 9.0";
   if (p.groups != 1) return "it has groups";
   if (p.prologue != Prologue{}) return "it has no prologue";
@@ -238,19 +241,23 @@ template <class T, int kMaps> std::string why_not(const ConvProblem& p, const Fl
   if (const std::string reason = too_many_pixels(p); !reason.empty()) return reason;
   constexpr int64_t kMost = int64_t{1} << 31;
   if (p.n * p.p() * p.q() >= kMost - kBlock || std::max(p.c, p.k) >= kMost || p.r * p.s * p.c >= kMost ||
-      tiles_of(p, kMaps) * ranges_of(p, kMaps).count >= kMost / 2)
+      tiles_of(p, kFilters) * ranges_of(p, kFilters).count >= kMost / 2)
     return "its tiles are counted in 32 bits";
-  if (workspace_bytes<kMaps>(p) > kMostWorkspace) return "it needs too much workspace";
+  if (workspace_bytes<kFilters>(p) > kMostWorkspace) return "it needs too much workspace";
   return outside_of_copy_engine(p, Direction::wgrad);
 }
 
-std::string rather_64(const ConvProblem& p) { return p.k <= 64 ? "filters fill half a tile" : ""; }
-std::string rather_128(const ConvProblem& p) { return p.k > 64 ? "a tile of 128 filters reads less" : ""; }
+// The largest tile that K fills no worse than a smaller one would.
+template <int kFilters> std::string rather_not(const ConvProblem& p) {
+  const int64_t padded = ceil_div(p.k, 128) * 128;
+  const int best = p.k <= 64 ? 64 : padded % 256 ? 128 : 256;
+  return best == kFilters ? "" : "a tile of " + std::to_string(best) + " filters reads less or is better filled";
+}
 
-template <class T, int kMaps> void run(const Operands& operands, const Call& call) {
+template <class T, int kFilters> void run(const Operands& operands, const Call& call) {
   const ConvProblem& p = call.problem;
   const Walk walk = walk_of(p, Direction::wgrad);
-  const Ranges ranges = ranges_of(p, kMaps);
+  const Ranges ranges = ranges_of(p, kFilters);
   const int64_t pixels = p.n * p.p() * p.q(), blocks_of_tap = ceil_div(p.c, kBlock);
   float* const slices = static_cast<float*>(operands.workspace);
   const auto narrow = [](int64_t n) { return static_cast<int>(n); };
@@ -262,8 +269,8 @@ template <class T, int kMaps> void run(const Operands& operands, const Call& cal
                  .maps = narrow(p.c),
                  .pixels = narrow(pixels),
                  .range = narrow(ranges.pixels),
-                 .items = narrow(ranges.count * tiles_of(p, kMaps)),
-                 .filter_tiles = Divider(ceil_div(p.k, kMaps)),
+                 .items = narrow(ranges.count * tiles_of(p, kFilters)),
+                 .filter_tiles = Divider(ceil_div(p.k, kFilters)),
                  .column_tiles = Divider(ceil_div(p.r * p.s * blocks_of_tap, 256 / kBlock)),
                  .blocks_of_tap = Divider(blocks_of_tap),
                  .s = Divider(p.s),
@@ -271,28 +278,33 @@ template <class T, int kMaps> void run(const Operands& operands, const Call& cal
                  .height = Divider(p.p()),
                  .row = walk.row,
                  .column = walk.column};
-  const Grid grid{
-      .x = std::min(o.items, multiprocessors(call)), .threads = kThreads, .shared_bytes = Tile<kMaps>::kSharedBytes};
-  launch(implicit_gemm_wgrad<T, kMaps>, grid, o, call);
+  constexpr int kCluster = Tile<kFilters>::kCluster;
+  const Grid grid{.x = int64_t{kCluster} * std::min(o.items, std::max(1, multiprocessors(call) / kCluster)),
+                  .threads = kRoleThreads,
+                  .shared_bytes = Tile<kFilters>::kSharedBytes,
+                  .cluster = kCluster};
+  launch(implicit_gemm_wgrad<T, kFilters>, grid, o, call);
   add_slices<T>(slices, p.k * p.r * p.s * p.c, ranges.count, static_cast<T*>(operands.w), call);
-  sum_pixels<T>(operands, slices + slices_bytes<kMaps>(p) / static_cast<int64_t>(sizeof(float)), call);
+  sum_pixels<T>(operands, slices + slices_bytes<kFilters>(p) / static_cast<int64_t>(sizeof(float)), call);
 }
 
-template <class T, int kMaps> void append_tile(KernelList& list) {
+template <class T, int kFilters> void append_tile(KernelList& list) {
   list.push_back(
-      {.name = kernel_name("implicit_gemm", Direction::wgrad, kDTypeOf<T>, std::to_string(kMaps) + "x256", "sm90"),
-       .why_not = why_not<T, kMaps>,
-       .rather_not = kMaps == 128 ? rather_64 : rather_128,
-       .workspace_bytes = workspace_bytes<kMaps>,
-       .run = run<T, kMaps>});
+      {.name = kernel_name("implicit_gemm", Direction::wgrad, kDTypeOf<T>, std::to_string(kFilters) + "x256", "sm90"),
+       .why_not = why_not<T, kFilters>,
+       .rather_not = rather_not<kFilters>,
+       .workspace_bytes = workspace_bytes<kFilters>,
+       .run = run<T, kFilters>});
 }
 
 }  // namespace
 
 // TF32 needs its operands along gemm_k, which pixels are not.
 void append_implicit_gemm_wgrad_sm90(KernelList& list) {
+  append_tile<bf16, 256>(list);
   append_tile<bf16, 128>(list);
   append_tile<bf16, 64>(list);
+  append_tile<f16, 256>(list);
   append_tile<f16, 128>(list);
   append_tile<f16, 64>(list);
 }

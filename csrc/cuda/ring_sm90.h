@@ -16,7 +16,27 @@
 
 namespace cnnkern::cuda {
 
-template <int kSlots, int kCluster, int kConsumerWarps> class Ring {
+constexpr int kWarpgroup = 128, kConsumers = 2;  // threads; warpgroups that multiply
+constexpr int kRoleThreads = (kConsumers + 1) * kWarpgroup;
+constexpr int kSharedLimit = 227 * 1024;  // bytes of a block
+
+// The roles of a block's warpgroups: consume(group) by each of two, with most of the registers, and produce() by one
+// thread of the third.
+template <class Produce, class Consume> __device__ void take_roles(const Produce& produce, const Consume& consume) {
+  // The same in all lanes, which the compiler cannot know of threadIdx.
+  const int group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
+  if (group == kConsumers) {
+    give_registers<40>();
+    if (threadIdx.x == kConsumers * kWarpgroup) produce();
+  } else {
+    take_registers<232>();
+    consume(group);
+  }
+}
+
+template <int kSlots, int kCluster> class Ring {
+  static constexpr int kConsumerWarps = kConsumers * kWarpgroup / 32;
+
  public:
   static constexpr int kBytes = 2 * kSlots * static_cast<int>(sizeof(uint64_t));
 

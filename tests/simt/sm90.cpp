@@ -10,10 +10,9 @@
 namespace simt {
 namespace {
 
-// --- mbarriers -------------------------------------------------------------------------------------------------------
+// --- what a cluster keeps --------------------------------------------------------------------------------------------
 
 struct Mbarrier {
-  uint64_t id = 0;  // what lies in shared memory
   uint32_t maker = 0;
   bool published = false;
   int count = 0, pending = 0;
@@ -22,27 +21,52 @@ struct Mbarrier {
   Clock arriving, completed;
   Waiting waiting;
 };
-constexpr uint64_t kMagic = 0x6d626172ull << 32;  // above the number of a barrier
-constexpr size_t kMostMbarriers = 1 << 12;        // of a cluster
-std::array<Mbarrier, kMostMbarriers> mbarriers;   // the latest
-uint64_t made = 0;
 
-uint32_t last_agent = 0;  // the highest id
+// Stores of a thread.
+struct Stores {
+  struct Group {
+    int under_way = 0;
+    Clock clock;
+  };
+  std::shared_ptr<Group> open = std::make_shared<Group>();
+  std::deque<std::shared_ptr<Group>> committed;  // oldest first
+  Waiting waiting;
+};
 
-// What one cluster has under way besides. Barriers are made before anything else is done, so that they begin a cluster.
-void forget_cluster();
+// What a warp multiplies.
+struct Products {
+  Agent agent;
+  std::deque<Epoch> groups;  // committed, oldest first
+  size_t committed = 0;      // how often
+  bool open = false;         // since the last commit
+};
 
-Mbarrier& by_id(uint64_t id, const Site& at) {
-  Mbarrier& barrier = mbarriers[id % kMostMbarriers];
-  if (barrier.id != id || (id & ~uint64_t{0xffffffff}) != kMagic) fail(Fault::misuse, "there is no mbarrier", at);
-  return barrier;
-}
+struct Accumulators {
+  std::vector<float> values;
+  size_t group;  // the last that writes them
+};
+
+struct State {
+  std::deque<Mbarrier> mbarriers;
+  std::map<const Thread*, Stores> stores;
+  std::vector<uint32_t> fenced;  // by thread: up to when its writes are known to the asynchronous proxy
+  std::map<const Warp*, Products> products;
+  std::map<std::pair<const Thread*, float*>, Accumulators> accumulators;
+  std::map<const Warp*, bool> begun;  // products
+};
+State& state() { return self().block->cluster->kept<State>(); }
+
+// --- mbarriers -------------------------------------------------------------------------------------------------------
+
+constexpr uint64_t kMagic = 0x6d626172ull << 32;  // what lies in shared memory: above the number of an mbarrier
 
 // The barrier at a place: made before, as the running thread knows.
 Mbarrier& at_place(const Place& place, const Site& at) {
   uint64_t id;
   std::memcpy(&id, place.block->memory->read(self(), place.offset, sizeof id, sizeof id, at), sizeof id);
-  return by_id(id, at);
+  const uint64_t number = id ^ kMagic;
+  if (number >= state().mbarriers.size()) fail(Fault::misuse, "there is no mbarrier", at);
+  return state().mbarriers[number];
 }
 
 void complete_if(Mbarrier& barrier) {
@@ -56,21 +80,15 @@ void complete_if(Mbarrier& barrier) {
 }  // namespace
 
 void make_mbarrier(const Place& place, int arrivals, const Site& at) {
-  forget_cluster();
-  const uint64_t id = kMagic | ++made;
-  Mbarrier& barrier = mbarriers[id % kMostMbarriers];
-  barrier = Mbarrier{};
-  barrier.id = id;
+  const uint64_t id = kMagic ^ state().mbarriers.size();
+  Mbarrier& barrier = state().mbarriers.emplace_back();
   barrier.maker = self().id;
   barrier.count = barrier.pending = arrivals;
   std::memcpy(place.block->memory->write(self(), place.offset, sizeof id, sizeof id, at), &id, sizeof id);
 }
 
 void publish_mbarriers() {
-  for (uint64_t i = 0; i < std::min<uint64_t>(made, 64); ++i) {
-    Mbarrier& barrier = mbarriers[(kMagic | (made - i)) % kMostMbarriers];
-    if (barrier.maker == self().id) barrier.published = true;
-  }
+  for (Mbarrier& barrier : state().mbarriers) barrier.published |= barrier.maker == self().id;
 }
 
 void arrive(const Place& place, int bytes, const Site& at) {
@@ -96,7 +114,6 @@ void load_rows(const Place& to, const Place& counted, unsigned blocks, int rows,
   for (const auto& there : self().block->cluster->blocks) {
     if (!(blocks >> there->rank & 1)) continue;
     Agent agent = start_agent("a copy that " + describe(self().id) + " has issued");
-    last_agent = std::max(last_agent, agent.id);
     std::byte* const begin = there->memory->write(agent, to.offset, static_cast<size_t>(rows) * kRowBytes, 1024, at);
     Mbarrier& barrier = at_place({there.get(), counted.offset}, at);
     if (!barrier.published) fail(Fault::misuse, "an mbarrier that the copy engine does not know of", at);
@@ -119,25 +136,13 @@ void load_rows(const Place& to, const Place& counted, unsigned blocks, int rows,
 
 namespace {
 
-// Stores of a thread.
-struct Stores {
-  struct Group {
-    int under_way = 0;
-    Clock clock;
-  };
-  std::shared_ptr<Group> open = std::make_shared<Group>();
-  std::deque<std::shared_ptr<Group>> committed;  // oldest first
-  Waiting waiting;
-};
-std::map<const Thread*, Stores> stores;
-std::vector<uint32_t> fenced;  // by thread: up to when its writes are known to the asynchronous proxy
-
 // What an asynchronous agent that this thread starts has seen: of a thread's own writes only what has been fenced.
 Clock seen_asynchronously(const Thread& thread) {
   Clock seen;
+  const std::vector<uint32_t>& fenced = state().fenced;
   const Cluster& cluster = *thread.block->cluster;
   const auto threads = static_cast<uint32_t>(cluster.blocks.size() * cluster.blocks[0]->threads.size());
-  for (uint32_t id = 0; id <= std::max(last_agent, threads); ++id) {
+  for (uint32_t id = 0; id < agent_count(); ++id) {
     uint32_t time = id == thread.id ? thread.time : thread.seen.of(id);
     if (id < threads) time = std::min(time, id < fenced.size() ? fenced[id] : 0);
     if (time) seen.add({id, time});
@@ -148,6 +153,7 @@ Clock seen_asynchronously(const Thread& thread) {
 }  // namespace
 
 void fence_async() {
+  std::vector<uint32_t>& fenced = state().fenced;
   if (fenced.size() <= self().id) fenced.resize(self().id + 1);
   fenced[self().id] = self().time;
   ++self().time;
@@ -157,12 +163,11 @@ void store_rows(const Place& from, int rows, const std::function<void(int, const
   Thread* const thread = &self();
   const Clock seen = seen_asynchronously(*thread);
   Agent agent = start_agent("a store that " + describe(thread->id) + " has issued");
-  last_agent = std::max(last_agent, agent.id);
   agent.starter = {};
   agent.seen = seen;
   const std::byte* const begin =
       from.block->memory->read(agent, from.offset, static_cast<size_t>(rows) * kRowBytes, 1024, at);
-  const std::shared_ptr<Stores::Group> group = stores[thread].open;
+  const std::shared_ptr<Stores::Group> group = state().stores[thread].open;
   ++group->under_way;
   later([=]() mutable {
     if (thread->exited) fail(Fault::misuse, "exits before its stores have been read", at);
@@ -175,17 +180,17 @@ void store_rows(const Place& from, int rows, const std::function<void(int, const
     end_agent(agent);
     agent.release(group->clock);
     --group->under_way;
-    stores[thread].waiting.wake();
+    state().stores[thread].waiting.wake();
   });
 }
 
 void commit_stores() {
-  Stores& mine = stores[&self()];
+  Stores& mine = state().stores[&self()];
   mine.committed.push_back(std::exchange(mine.open, std::make_shared<Stores::Group>()));
 }
 
 void wait_stores(size_t pending, const Site& at) {
-  Stores& mine = stores[&self()];
+  Stores& mine = state().stores[&self()];
   for (; mine.committed.size() > pending; mine.committed.pop_front()) {
     while (mine.committed.front()->under_way) mine.waiting.wait("the copy engine to read what it stores", at);
     self().acquire(mine.committed.front()->clock);
@@ -195,22 +200,6 @@ void wait_stores(size_t pending, const Site& at) {
 // --- tensor cores ----------------------------------------------------------------------------------------------------
 
 namespace {
-
-struct Accumulators {
-  std::vector<float> values;
-  size_t group;  // the last that writes them
-};
-
-// What a warp has under way.
-struct Products {
-  Agent agent;
-  std::deque<Epoch> groups;  // committed, oldest first
-  size_t committed = 0;      // how often
-  bool open = false;         // since the last commit
-};
-std::map<const Warp*, Products> under_way;
-std::map<std::pair<const Thread*, float*>, Accumulators> accumulators;
-std::map<const Warp*, bool> begun;
 
 const Warp& warp_of(const Thread& thread) { return thread.block->warps[thread.warp]; }
 
@@ -269,9 +258,9 @@ void perform_product(void* const* deposits) {
   Thread& thread = *first.thread;
   Block& block = *thread.block;
   const Warp* warp = &warp_of(thread);
-  if (!under_way.count(warp)) under_way[warp].agent = start_agent("a product of the warp of " + describe(thread.id));
-  Products& products = under_way[warp];
-  last_agent = std::max(last_agent, products.agent.id);
+  auto [found, is_first] = state().products.try_emplace(warp);
+  Products& products = found->second;
+  if (is_first) products.agent = start_agent("a product of the warp of " + describe(thread.id));
   products.agent.starter = {};
   products.agent.seen = seen_asynchronously(thread);
   products.open = true;
@@ -295,7 +284,7 @@ void perform_product(void* const* deposits) {
     if (mine.a != product.a || mine.b != product.b || mine.plus != product.plus)
       fail(Fault::divergence, "lanes of a warp multiply different operands", first.at);
     const auto elements = static_cast<size_t>(n / 2);
-    auto [entry, is_new] = accumulators.try_emplace({own.thread, mine.d});
+    auto [entry, is_new] = state().accumulators.try_emplace({own.thread, mine.d});
     auto& values = entry->second.values;
     if (is_new) values.assign(mine.d, mine.d + elements);
     entry->second.group = products.committed;
@@ -308,83 +297,74 @@ void perform_product(void* const* deposits) {
   }
 }
 
+void perform_commit(void* const* deposits) {
+  const auto found = state().products.find(&warp_of(*static_cast<const Thread*>(deposits[0])));
+  if (found == state().products.end()) return;
+  Products& products = found->second;
+  products.groups.push_back(products.agent.now());
+  ++products.agent.time;
+  ++products.committed;
+  products.open = false;
+}
+
+// What a warp's groups have summed up, but for those that are pending.
+void hand_over(const Warp* warp, const Products& products) {
+  auto& accumulators = state().accumulators;
+  const size_t complete = products.committed - products.groups.size();
+  for (auto it = accumulators.begin(); it != accumulators.end();) {
+    const auto& [thread, d] = it->first;
+    if (&warp_of(*thread) != warp || it->second.group >= complete) {
+      ++it;
+      continue;
+    }
+    std::copy(it->second.values.begin(), it->second.values.end(), d);
+    it = accumulators.erase(it);
+  }
+}
+
+struct WaitOfLane {
+  Thread* thread;
+  size_t pending;
+};
+
+void perform_wait(void* const* deposits) {
+  const auto& first = *static_cast<const WaitOfLane*>(deposits[0]);
+  const Warp* warp = &warp_of(*first.thread);
+  const auto found = state().products.find(warp);
+  if (found == state().products.end()) return;
+  Products& products = found->second;
+  for (; products.groups.size() > first.pending; products.groups.pop_front()) {
+    for (int lane = 0; lane < 32; ++lane)
+      static_cast<const WaitOfLane*>(deposits[lane])->thread->seen.add(products.groups.front());
+  }
+  hand_over(warp, products);
+  if (!products.groups.empty() || products.open) return;
+  --products.agent.time;  // that of its last act
+  end_agent(products.agent);
+  state().products.erase(found);
+  state().begun.erase(warp);
+}
+
 }  // namespace
 
-void begin_products(const Site&) { begun[&warp_of(self())] = true; }
+void begin_products(const Site&) { state().begun[&warp_of(self())] = true; }
 
 void multiply(Product product, const Site& at) {
   ProductOfLane deposit{product, &self(), at};
-  if (!begun[&warp_of(self())]) fail(Fault::misuse, "multiplies without a wgmma.fence", at);
+  if (!state().begun[&warp_of(self())]) fail(Fault::misuse, "multiplies without a wgmma.fence", at);
   static constexpr Meeting::Operation kOperation{"a product", perform_product, false, true};
   meet_warp(0xffffffff, &deposit, kOperation, at);
 }
 
 void commit_products(const Site& at) {
-  static constexpr Meeting::Operation kOperation{"a commit of products",
-                                                 [](void* const* deposits) {
-                                                   const auto found =
-                                                       under_way.find(&warp_of(*static_cast<Thread*>(deposits[0])));
-                                                   if (found == under_way.end()) return;
-                                                   Products& products = found->second;
-                                                   products.groups.push_back(products.agent.now());
-                                                   ++products.agent.time;
-                                                   ++products.committed;
-                                                   products.open = false;
-                                                 },
-                                                 false, true};
+  static constexpr Meeting::Operation kOperation{"a commit of products", perform_commit, false, true};
   meet_warp(0xffffffff, &self(), kOperation, at);
 }
 
 void wait_products(size_t pending, const Site& at) {
-  struct Deposit {
-    Thread* thread;
-    size_t pending;
-  } deposit{&self(), pending};
-  static constexpr Meeting::Operation kOperation{
-      "a wait for products",
-      [](void* const* deposits) {
-        const auto& first = *static_cast<const Deposit*>(deposits[0]);
-        const Warp* warp = &warp_of(*first.thread);
-        const auto found = under_way.find(warp);
-        if (found == under_way.end()) return;
-        Products& products = found->second;
-        for (; products.groups.size() > first.pending; products.groups.pop_front()) {
-          for (int lane = 0; lane < 32; ++lane)
-            static_cast<const Deposit*>(deposits[lane])->thread->seen.add(products.groups.front());
-        }
-        // Groups that are complete: all but the latest that are pending, and what was never committed.
-        const size_t complete = products.committed - products.groups.size();
-        for (auto it = accumulators.begin(); it != accumulators.end();) {
-          const auto& [thread, d] = it->first;
-          if (&warp_of(*thread) != warp || it->second.group >= complete) {
-            ++it;
-            continue;
-          }
-          std::copy(it->second.values.begin(), it->second.values.end(), d);
-          it = accumulators.erase(it);
-        }
-        if (products.groups.empty() && !products.open) {
-          --products.agent.time;  // that of its last act
-          end_agent(products.agent);
-          under_way.erase(found);
-          begun.erase(warp);
-        }
-      },
-      false, true};
+  WaitOfLane deposit{&self(), pending};
+  static constexpr Meeting::Operation kOperation{"a wait for products", perform_wait, false, true};
   meet_warp(0xffffffff, &deposit, kOperation, at);
 }
-
-namespace {
-
-void forget_cluster() {
-  stores.clear();
-  fenced.clear();
-  last_agent = 0;
-  under_way.clear();
-  accumulators.clear();
-  begun.clear();
-}
-
-}  // namespace
 
 }  // namespace simt

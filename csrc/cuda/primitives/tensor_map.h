@@ -24,7 +24,8 @@ struct TensorView {
     bool walked = false;
     int lower[2] = {}, upper[2] = {}, step[2] = {1, 1};  // column, row
     bool operator==(const Pixels&) const = default;
-  } pixels;
+  };
+  Pixels pixels = {};
 
   bool operator==(const TensorView&) const = default;
 };

@@ -103,7 +103,19 @@ __device__ void load_box(Shared<T> to, const TensorMap& map, const Barrier& coun
       : "memory");
 }
 
-// Pixels from (image, row, column) on, each moved by a tap's offset, and their maps from `map` on.
+// Pixels from (image, row, column) on, each moved by a tap's offset, and their maps from `map` on; to several blocks as
+// load_box.
+template <class T>
+__device__ void load_pixels(Shared<T> to, const TensorMap& tensor, const Barrier& counted, int map, int column, int row,
+                            int image, int offset_column, int offset_row, int blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.multicast::cluster"
+      " [%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8}, %9;" ::"r"(to.address()),
+      "l"(&tensor), "r"(counted.address()), "r"(map), "r"(column), "r"(row), "r"(image),
+      "h"(static_cast<uint16_t>(offset_column)), "h"(static_cast<uint16_t>(offset_row)),
+      "h"(static_cast<uint16_t>(blocks))
+      : "memory");
+}
 template <class T>
 __device__ void load_pixels(Shared<T> to, const TensorMap& tensor, const Barrier& counted, int map, int column, int row,
                             int image, int offset_column, int offset_row) {

@@ -5,6 +5,11 @@
 #include <primitives/mbarrier.h>
 #include <primitives/tensor_map.h>
 
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <vector>
+
 namespace cnnkern::cuda {
 
 using TensorMap = TensorView;
@@ -76,7 +81,7 @@ void load_box(Shared<T> to, const TensorMap& map, const Barrier& counted, int at
 
 template <class T>
 void load_pixels(Shared<T> to, const TensorMap& tensor, const Barrier& counted, int map, int column, int row, int image,
-                 int offset_column, int offset_row, simt::Site at = simt::Site::current()) {
+                 int offset_column, int offset_row, int blocks, simt::Site at = simt::Site::current()) {
   const TensorView view = tensor;
   const auto& walk = view.pixels;
   if (offset_column < 0 || offset_column > 255 || offset_row < 0 || offset_row > 255)
@@ -95,7 +100,12 @@ void load_pixels(Shared<T> to, const TensorMap& tensor, const Barrier& counted, 
     const auto& [px, py, pn] = pixels[i];
     return row_at(view, {map, px + offset_column, py + offset_row, pn});
   };
-  simt::load_rows({&to.block(), to.offset()}, counted.place(), 1u << to.block().rank, view.box[1], row_of, at);
+  simt::load_rows({&to.block(), to.offset()}, counted.place(), static_cast<unsigned>(blocks), view.box[1], row_of, at);
+}
+template <class T>
+void load_pixels(Shared<T> to, const TensorMap& tensor, const Barrier& counted, int map, int column, int row, int image,
+                 int offset_column, int offset_row, simt::Site at = simt::Site::current()) {
+  load_pixels(to, tensor, counted, map, column, row, image, offset_column, offset_row, 1 << to.block().rank, at);
 }
 
 template <class T>
