@@ -23,6 +23,7 @@ from cnnkern.testing import grid, random_problems
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "simt"
 DTYPES = ("f32", "bf16", "f16")
+TESTS = ("simt_test", "sm90_test")
 LEAST = 3  # problems that every kernel accepts
 
 # What the driver is told besides the problems: every kernel meets each of these that it accepts.
@@ -98,9 +99,14 @@ pytestmark = [
 def built() -> Path:
     """The directory of simt_driver and simt_test, compiled with sanitizers."""
     ninja = ("-G", "Ninja") if shutil.which("ninja") else ()
-    options = ("-DCNNKERN_SIMT=ON", "-DCNNKERN_SANITIZE=address,undefined", f"-DPython_EXECUTABLE={sys.executable}")
+    options = (
+        "-DCNNKERN_CPU=OFF",
+        "-DCNNKERN_SIMT=ON",
+        "-DCNNKERN_SANITIZE=address,undefined",
+        f"-DPython_EXECUTABLE={sys.executable}",
+    )
     subprocess.run(("cmake", "-S", ROOT, "-B", BUILD, *ninja, *options), check=True, stdout=subprocess.DEVNULL)
-    build = ("cmake", "--build", BUILD, "--parallel", str(os.cpu_count()), "--target", "simt_driver", "simt_test")
+    build = ("cmake", "--build", BUILD, "--parallel", str(os.cpu_count()), "--target", "simt_driver", *TESTS)
     subprocess.run(build, check=True)
     return BUILD / "tests" / "simt"
 
@@ -179,8 +185,9 @@ def check(built: Path, cases: Sequence[str], variant: str) -> None:
     assert len(verdicts) >= len(cases)
 
 
-def test_the_fibers_themselves(built: Path) -> None:
-    done = subprocess.run([built / "simt_test"], capture_output=True, text=True)
+@pytest.mark.parametrize("program", TESTS)
+def test_the_fibers_themselves(program: str, built: Path) -> None:
+    done = subprocess.run([built / program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
 
 
