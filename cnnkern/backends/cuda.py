@@ -9,6 +9,7 @@ import ctypes
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,10 +20,6 @@ from cnnkern.problem import ConvProblem
 
 LIBRARY = Path(__file__).parents[1] / "libcnnkern_cuda.so"
 OLDEST = 80  # compute capability
-_TOOLS = (
-    "channel_shuffle", "max_pool2d", "max_pool2d_backward", "avg_pool2d", "avg_pool2d_backward", "global_avg_pool2d",
-    "separable",
-)  # fmt: skip
 ASSUMED = 90  # where there is no GPU to ask, an H100 or H200
 
 
@@ -38,30 +35,48 @@ class Pointers(ctypes.Structure):
     )
 
 
+_TEXT, _HANDLE, _FLAGS = ctypes.c_char_p, ctypes.c_void_p, (ctypes.c_int64, ctypes.c_int)
+# What csrc/cuda/library.h's functions return, and their arguments where they are not all said at the call.
+CONVOLUTION: dict[str, tuple[Any, ...]] = {
+    "architectures": (_TEXT,),
+    "kernels": (_TEXT,),
+    "candidates": (_TEXT, _TEXT, *_FLAGS),
+    "prepare": (_HANDLE, _TEXT, _TEXT, *_FLAGS),
+    "workspace_bytes": (ctypes.c_int64, _HANDLE),
+    "release": (None, _HANDLE),
+    "run": (_TEXT, _HANDLE, ctypes.POINTER(Pointers), ctypes.c_int, ctypes.c_void_p),
+    "error": (_TEXT,),
+    "operands_size": (ctypes.c_int64,),
+}
+TOOLS: dict[str, tuple[Any, ...]] = {
+    "channel_shuffle": (_TEXT,),
+    "max_pool2d": (_TEXT,),
+    "max_pool2d_backward": (_TEXT,),
+    "avg_pool2d": (_TEXT,),
+    "avg_pool2d_backward": (_TEXT,),
+    "global_avg_pool2d": (_TEXT,),
+    "global_avg_pool2d_workspace_bytes": (ctypes.c_int64, *(ctypes.c_int64,) * 3),
+    "separable": (_TEXT,),
+    "separable_why_not": (_TEXT, _TEXT, _TEXT, ctypes.c_int64),
+}
+
+
+def declare(library: ctypes.CDLL, functions: dict[str, tuple[Any, ...]]) -> None:
+    """Tells ctypes the types of some functions."""
+    for name, (result, *arguments) in functions.items():
+        function = getattr(library, f"cnnkern_cuda_{name}")
+        function.restype = result
+        if arguments:
+            function.argtypes = arguments
+
+
 @functools.cache
 def _loaded() -> ctypes.CDLL | None:
-    """The library with its functions declared; None where it was not built."""
+    """The library; None where it was not built."""
     if not LIBRARY.exists():
         return None
     library = ctypes.CDLL(str(LIBRARY))
-    text, flags, handle = ctypes.c_char_p, (ctypes.c_int64, ctypes.c_int), ctypes.c_void_p
-    for name, result, *arguments in (
-        ("architectures", text),
-        ("kernels", text),
-        ("candidates", text, text, *flags),
-        ("prepare", handle, text, text, *flags),
-        ("workspace_bytes", ctypes.c_int64, handle),
-        ("release", None, handle),
-        ("run", text, handle, ctypes.POINTER(Pointers), ctypes.c_int, ctypes.c_void_p),
-        ("error", text),
-        ("operands_size", ctypes.c_int64),
-        ("separable_why_not", text, text, text, ctypes.c_int64),
-        ("global_avg_pool2d_workspace_bytes", ctypes.c_int64, *(ctypes.c_int64,) * 3),
-    ):
-        function = getattr(library, f"cnnkern_cuda_{name}")
-        function.restype, function.argtypes = result, arguments
-    for name in _TOOLS:
-        getattr(library, f"cnnkern_cuda_{name}").restype = text
+    declare(library, CONVOLUTION | TOOLS)
     if library.cnnkern_cuda_operands_size() != ctypes.sizeof(Pointers):
         raise ImportError(f"{LIBRARY} is of another version of the package: build it again")
     return library
@@ -122,7 +137,6 @@ class PreparedCall:
 
     def __call__(self, operands: Operands) -> None:
         """Puts the kernel on the current stream of the operands' device; all are NHWC, or KRSC and dense."""
-        device = operands.x.device
         workspace = operands.x.new_empty(self._workspace_bytes, dtype=torch.uint8) if self._workspace_bytes else None
         given = (
             operands.x, operands.w, operands.y, operands.scale, operands.shift, operands.x_scale, operands.x_shift,
@@ -133,10 +147,15 @@ class PreparedCall:
             0 if operands.residual is None else pixel_stride(operands.residual),
             *(narrow(vector, operands.x) for vector in given[3:7]),
         )
-        stream = torch._C._cuda_getCurrentRawStream(device.index)
-        error = self._library.cnnkern_cuda_run(self._handle, pointers, device.index, stream)
+        error = self._library.cnnkern_cuda_run(self._handle, pointers, *place(operands.x))
         if error:
             raise RuntimeError(error.decode())
+
+
+def place(tensor: Tensor) -> tuple[int, int]:
+    """The index of its device, and the current stream there."""
+    index = tensor.device.index
+    return index, torch._C._cuda_getCurrentRawStream(index)
 
 
 def narrow(vector: Tensor | None, x: Tensor) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnkern.backends.cuda import Pointers, library, narrow
+from cnnkern.backends.cuda import Pointers, library, narrow, place
 from cnnkern.operands import SeparableOperands, pixel_stride
 from cnnkern.problem import DTYPE_NAMES, DTYPES, ConvProblem
 from cnnkern.window import Window
@@ -109,9 +109,8 @@ def separable(first: ConvProblem, second: ConvProblem, operands: SeparableOperan
 
 
 def _call(name: str, written: Tensor, *arguments: Any) -> None:
-    index = written.device.index
-    stream = ctypes.c_void_p(torch._C._cuda_getCurrentRawStream(index))
-    if error := getattr(library(), f"cnnkern_cuda_{name}")(*arguments, index, stream):
+    device, stream = place(written)
+    if error := getattr(library(), f"cnnkern_cuda_{name}")(*arguments, device, ctypes.c_void_p(stream)):
         raise RuntimeError(error.decode())
 
 
