@@ -188,13 +188,13 @@ void run_wgrad(const ConvProblem& problem, const Operands& operands) {
       add_bias(dy.data + i * q_count * dy.stride, dy.stride, q_count, own + split.vectors * vector_elements,
                block.begin * kLanes<T>, std::min(block.end * kLanes<T>, maps));
   };
-  const int64_t most = all_x.evict_each_other() ? vectors_of_block<T>(group) : split.vectors;
   split.run([&](int64_t chunk, int64_t row_begin, int64_t row_end, int64_t vector_begin, int64_t vector_end) {
-    for (int64_t v = vector_begin; v < vector_end; v += most) {
-      const Block<T> block(v, std::min(v + most, vector_end), maps, group);
+    const auto add_rows_of = [&](const Block<T>& block) {
       for (int64_t begin = row_begin; begin < row_end; begin += block_rows)
         add_block(block, begin, std::min(begin + block_rows, row_end), sums + chunk * elements);
-    }
+    };
+    if (all_x.evict_each_other()) for_each_block<T>(vector_begin, vector_end, maps, group, add_rows_of);
+    else add_rows_of(Block<T>(vector_begin, vector_end, maps, group));
   });
   parallel_for(split.vectors, std::max<int64_t>(1, 32768 / vector_elements), [&](int64_t begin, int64_t end) {
     for (int64_t v = begin; v < end; ++v)
