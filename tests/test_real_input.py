@@ -31,11 +31,11 @@ def test_lenet5_learns_digits():
         assert example["train"]() >= 0.98
 
 
-@pytest.mark.full  # a few minutes
+@pytest.mark.full  # 45 seconds on one core
 def test_resnet20_learns_digits():
     torch.manual_seed(0)
     model = models.create("resnet20", num_classes=10, in_channels=1)
-    trainer = Trainer(model, data.digits(), RECIPES["digits"])
+    trainer = Trainer(model, data.digits(size=16), RECIPES["digits"])
     with cnnkern.use(fallback="raise"):
         trainer.fit()
         assert trainer.test()[1] >= 0.985

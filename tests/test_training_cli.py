@@ -32,7 +32,7 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     history = tmp_path / "killed" / "history.csv"
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not history.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
