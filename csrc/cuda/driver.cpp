@@ -1,7 +1,7 @@
 // Runs kernels on problems and compares what they write with the formula, without Python and without torch:
 //
-//   driver [--list] [--ask] [--kernel NAME] [--real] [--offset N] [--narrow] [--tf32] [--capability N] [--seed N] [--time]
-//          [PROBLEM...]
+//   driver [--list] [--ask] [--kernel NAME] [--real] [--offset N] [--narrow] [--tf32] [--capability N] [--seed N]
+//          [--time] [PROBLEM...]
 //
 //   --list        prints every kernel's name, and is all
 //   --ask         prints what kernels answer, and runs none
@@ -14,10 +14,10 @@
 //   --seed        of the numbers and, in the host build, of the order in which threads run
 //   --time        the median time of a call as well
 //
-// Problems are strings as csrc/conv_problem.h has them. None: a line each from standard input, where the name of a kernel,
-// or a part of it, may follow. Every kernel of a problem's direction and dtype that does not refuse is run. What it is not
-// to write is checked to be as it was: operands, gaps between pixels, and a zone around each tensor. The exit status is 1 if
-// anything was wrong.
+// Problems are strings as csrc/conv_problem.h has them. None: a line each from standard input, where the name of a
+// kernel, or a part of it, may follow. Every kernel of a problem's direction and dtype that does not refuse is run.
+// What it is not to write is checked to be as it was: operands, gaps between pixels, and a zone around each tensor. The
+// exit status is 1 if anything was wrong.
 #include <cstdio>
 #include <iostream>
 #include <stdexcept>

@@ -1,9 +1,9 @@
 // Vector clocks: who has seen how much of what others did.
 //
 // Everything that acts on shared memory is an agent: each thread, and each thing that runs beside the threads once one
-// has started it (an asynchronous copy, a tensor core that reads shared memory). An agent's acts are numbered; a clock says,
-// for each agent, up to which number its acts are known to have happened. Acts that neither agent's clock orders are
-// concurrent (Lamport, "Time, clocks, and the ordering of events in a distributed system", CACM 1978).
+// has started it (an asynchronous copy, a tensor core that reads shared memory). An agent's acts are numbered; a clock
+// says, for each agent, up to which number its acts are known to have happened. Acts that neither agent's clock orders
+// are concurrent (Lamport, "Time, clocks, and the ordering of events in a distributed system", CACM 1978).
 #pragma once
 
 #include <algorithm>

@@ -1,8 +1,8 @@
 // A block's shared memory, with a record of who has written and read each part of it.
 //
-// An access is an error unless everything that it conflicts with happened before it, by the clock of who makes it: the last
-// write and, for a write, the reads since (Flanagan and Freund, "FastTrack: efficient and precise dynamic race detection",
-// PLDI 2009). So a missing barrier is found in whatever order the threads run.
+// An access is an error unless everything that it conflicts with happened before it, by the clock of who makes it: the
+// last write and, for a write, the reads since (Flanagan and Freund, "FastTrack: efficient and precise dynamic race
+// detection", PLDI 2009). So a missing barrier is found in whatever order the threads run.
 #pragma once
 
 #include <cstddef>

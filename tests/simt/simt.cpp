@@ -42,7 +42,7 @@ std::string to_string(const uint3& at) {
   return "(" + std::to_string(at.x) + ", " + std::to_string(at.y) + ", " + std::to_string(at.z) + ")";
 }
 
-// --- scheduling -------------------------------------------------------------------------------------------------------
+// --- scheduling ------------------------------------------------------------------------------------------------------
 
 void make_runnable(const std::vector<Thread*>& threads) {
   if (machine.seed == 1) machine.runnable.insert(machine.runnable.end(), threads.rbegin(), threads.rend());
@@ -128,7 +128,7 @@ void fiber_main() {
   }
 }
 
-// --- launches ---------------------------------------------------------------------------------------------------------
+// --- launches --------------------------------------------------------------------------------------------------------
 
 std::unique_ptr<Block> make_block(const Launch& launch, Cluster& cluster, int rank, uint3 index) {
   auto block = std::make_unique<Block>();
@@ -214,7 +214,7 @@ void run(const Launch& launch, void (*body)(const void*), const void* params) {
   machine.cluster.reset();
 }
 
-// --- agents -----------------------------------------------------------------------------------------------------------
+// --- agents ----------------------------------------------------------------------------------------------------------
 
 void fail(Fault fault, const std::string& what, const Site& at) {
   std::string where = current_launch.name;
@@ -255,7 +255,7 @@ void end_agent(const Agent& agent) {
 
 void later(std::function<void()> effect) { machine.effects.push_back(std::move(effect)); }
 
-// --- waiting ----------------------------------------------------------------------------------------------------------
+// --- waiting ---------------------------------------------------------------------------------------------------------
 
 void Waiting::wait(const char* what, const Site& at) {
   Thread& me = self();
@@ -286,8 +286,7 @@ void Barrier::wait(uint32_t phase, const char* what, const Site& at) {
 void Barrier::sync(int expected, bool aligned, const char* what, const Site& at) {
   if (syncing_.threads().empty()) site_ = at;
   else if (aligned && !same(site_, at))
-    fail(Fault::divergence, "waits for " + std::string(what) + " while others wait for it at " + to_string(site_) + ";",
-         at);
+    fail(Fault::divergence, "waits for " + std::string(what) + " while others wait for it at " + to_string(site_), at);
   const uint32_t phase = arrive(expected, what, at);
   if (phase == phase_) syncing_.wait(what, at);
   else self().seen = completed_;
@@ -311,7 +310,7 @@ void Meeting::join(int slot, void* deposit, int expected, const Operation& opera
   } else if (operation.perform != operation_.perform || !same(site_, at)) {
     fail(Fault::divergence,
          std::string("is at ") + operation.what + " while others, which should take part, are at " + operation_.what +
-             " (" + to_string(site_) + ");",
+             " (" + to_string(site_) + ")",
          at);
   }
   deposits_[slot] = deposit;
@@ -349,7 +348,7 @@ void meet_warp(uint32_t mask, void* deposit, const Meeting::Operation& operation
   (*masked)->meeting.join(me.lane, deposit, std::popcount(mask & warp.live), operation, at);
 }
 
-// --- asynchronous copies ----------------------------------------------------------------------------------------------
+// --- asynchronous copies ---------------------------------------------------------------------------------------------
 
 void copy_async(Block& block, int64_t to, const void* from, size_t bytes, const Site& at) {
   Thread& me = self();

@@ -1,23 +1,25 @@
 // A GPU made of fibers: runs a kernel on the CPU, a thread of the kernel on a fiber, and finds what fibers would hide.
 //
-// A launch takes the grid's clusters one after the other; all threads of a cluster's blocks live together, and each runs
-// until it has to wait. What is checked:
+// A launch takes the grid's clusters one after the other; all threads of a cluster's blocks live together, and each
+// runs until it has to wait. What is checked:
 //   shared memory   bounds, alignment, reads of what nobody has written, races (shared_memory.h)
 //   barriers        that all who are counted arrive, and at the same line
 //   warps           that the lanes of a mask carry out the same operation; that no lane needed is gone
 //   asynchrony      what an asynchronous operation does happens late, and is seen by who has waited for it
 // Each fault is an Error that names the kernel, the block, the thread and the line.
 //
+// Not watched: races on global memory (AddressSanitizer watches its bounds), registers and time.
+//
 // The order in which threads run is by the seed: 0 forwards, 1 backwards, any other at random.
 //
 // To put a new primitive on top of this:
 //   - Who acts on shared memory is an Agent: self() or, for what runs beside the threads, start_agent(). Accesses are
-//     block.memory->read() and write() with that agent, made when the operation is issued: what is not ordered before that
-//     is then a race, and so is every later access by a thread that has not acquired the agent's clock.
+//     block.memory->read() and write() with that agent, made when the operation is issued: what is not ordered before
+//     that is then a race, and so is every later access by a thread that has not acquired the agent's clock.
 //   - A thing to wait for (an mbarrier, a group of copies) has a Clock. Who completes it does agent.release(clock), who
 //     has waited does self().acquire(clock). Threads wait in a Waiting.
-//   - later(effect) puts off what an asynchronous operation does (the bytes it moves, the arrival it makes) until no thread
-//     can go on or, by the seed, some time before that.
+//   - later(effect) puts off what an asynchronous operation does (the bytes it moves, the arrival it makes) until no
+//     thread can go on or, by the seed, some time before that.
 //   - What several threads carry out together is a Meeting.
 //   - What a primitive has to remember while a cluster runs is in self().block->cluster->kept<ItsState>().
 #pragma once
@@ -59,6 +61,8 @@ uint32_t agent_count();
 // The agent acts no more.
 void end_agent(const Agent& agent);
 
+// Has `effect` done when no thread can go on or, by the seed, earlier; several in any order. It runs between threads,
+// so that self() is nobody in particular.
 void later(std::function<void()> effect);
 
 // Threads that wait for something.
@@ -73,8 +77,8 @@ class Waiting {
   std::vector<Thread*> threads_;
 };
 
-// A barrier that counts arrivals (PTX ISA, bar and barrier.cluster): the arrivals of a phase happen before what follows its
-// wait.
+// A barrier that counts arrivals (PTX ISA, bar and barrier.cluster): the arrivals of a phase happen before what follows
+// its wait.
 class Barrier {
  public:
   // Counts the running thread's arrival; returns the phase that it belongs to.
@@ -94,7 +98,7 @@ class Barrier {
 };
 
 // Threads that carry out one operation together, each with a deposit of its own: the last to come does it for all. It
-// orders nothing but where `clock` is asked for.
+// orders nothing unless the operation says so.
 class Meeting {
  public:
   using Perform = void (*)(void* const* deposits);
@@ -159,7 +163,8 @@ struct Cluster {
   Barrier barrier;
   int live = 0;  // threads of all its blocks that have not exited
 
-  // What a primitive on top of this keeps while the cluster runs: one object of each type, made when it is first asked for.
+  // What a primitive on top of this keeps while the cluster runs: one object of each type, made when it is first asked
+  // for.
   template <class T> T& kept() {
     std::shared_ptr<void>& object = objects_[typeid(T)];
     if (!object) object = std::make_shared<T>();
@@ -184,13 +189,13 @@ struct Block {
 // The lanes of `mask` of the running thread's warp carry out an operation; deposits are by lane.
 void meet_warp(uint32_t mask, void* deposit, const Meeting::Operation& operation, const Site& at);
 
-// Asynchronous copies of the running thread (PTX ISA, cp.async): zeros where `from` is null. What they write is there, for
-// this thread, once it has waited for their group.
+// Asynchronous copies of the running thread (PTX ISA, cp.async): zeros where `from` is null. What they write is there,
+// for this thread, once it has waited for their group.
 void copy_async(Block& block, int64_t to, const void* from, size_t bytes, const Site& at);
 void commit_copies();
 void wait_copies(size_t pending);
 
-// --- launches ---------------------------------------------------------------------------------------------------------
+// --- launches --------------------------------------------------------------------------------------------------------
 
 struct Launch {
   std::string name;

@@ -1,4 +1,5 @@
-// The host GPU itself, tested: each kernel here comes right, and with one thing wrong that has to be told as what it is.
+// The host GPU itself, tested: each kernel here comes right, and with one thing wrong that has to be told as what it
+// is.
 #include <primitives/copy.h>
 #include <primitives/launcher.h>
 #include <primitives/mma_sm80.h>
@@ -21,7 +22,7 @@ using KernelFunction = void (*)(Params);
 int lane() { return static_cast<int>(threadIdx.x % 32); }
 int thread() { return static_cast<int>(threadIdx.x); }
 
-// --- shared memory ------------------------------------------------------------------------------------------------------
+// --- shared memory ---------------------------------------------------------------------------------------------------
 
 // Each thread reads its neighbour's number: the neighbour's write has to come before.
 template <bool kRight> void write_then_read(Params o) {
@@ -88,7 +89,7 @@ template <bool kRight> void align_vectors(Params o) {
   o.to[thread()] = thread();
 }
 
-// --- asynchronous copies ------------------------------------------------------------------------------------------------
+// --- asynchronous copies ---------------------------------------------------------------------------------------------
 
 enum class Copying { right, no_wait, wait_for_too_few, no_barrier, overwritten, uncommitted };
 
@@ -107,7 +108,7 @@ template <Copying kHow> void copy(Params o) {
   o.to[thread() ^ 1] = shared.load(64 + (thread() ^ 1)) - 64;
 }
 
-// --- barriers and warps ---------------------------------------------------------------------------------------------------
+// --- barriers and warps ----------------------------------------------------------------------------------------------
 
 template <bool kRight> void meet_at_one_line(Params o) {
   o.to[thread()] = thread();
@@ -141,10 +142,10 @@ template <bool kRight> void multiply_together(Params o) {
   o.to[thread()] = thread() + d[0];
 }
 
-// --- matrices -------------------------------------------------------------------------------------------------------------
+// --- matrices --------------------------------------------------------------------------------------------------------
 
-// A[m][k] = 2 m + k and B[k][n] = k - 2 n for one warp, multiplied from fragments that ldmatrix brings; B is kept as [n][k] or,
-// transposed, as [k][n]. Thread 0 writes how many elements are right, every other its number.
+// A[m][k] = 2 m + k and B[k][n] = k - 2 n for one warp, multiplied from fragments that ldmatrix brings; B is kept as
+// [n][k] or, transposed, as [k][n]. Thread 0 writes how many elements are right, every other its number.
 template <class T, bool kTransposed, bool kRight, bool kHalf = false> void multiply(Params o) {
   constexpr int kK = kMmaK<T>, kPer = 16 / static_cast<int>(sizeof(T));
   const auto a_tile = shared_memory<T>(), b_tile = a_tile + 16 * kK;
@@ -190,7 +191,7 @@ template <bool kRight> void truncate(Params o) {
   o.to[thread()] = d[0] == 4 * (1 + 0x1p-10f) ? thread() : -1;
 }
 
-// --- what runs beside the threads -----------------------------------------------------------------------------------------
+// --- what runs beside the threads ------------------------------------------------------------------------------------
 
 enum class Beside { right, not_acquired, never_done };
 
@@ -244,7 +245,7 @@ template <bool kRight> void read_a_peer(Params o) {
 
 void read_beyond(Params o) { o.to[thread()] = o.from[2 * thread() + 2]; }
 
-// --- all of them ----------------------------------------------------------------------------------------------------------
+// --- all of them -----------------------------------------------------------------------------------------------------
 
 struct Test {
   const char* name;

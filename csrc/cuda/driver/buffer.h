@@ -25,8 +25,8 @@ inline double rounded(double v, DType dtype) {
   return read_element(bytes, dtype);
 }
 
-// Rows of `row` elements, `stride` apart, on the device, in the midst of memory that is not to be touched. What nobody has
-// put there is NaN.
+// Rows of `row` elements, `stride` apart, on the device, in the midst of memory that is not to be touched. What nobody
+// has put there is NaN.
 class Buffer {
  public:
   Buffer(DType dtype, int64_t rows, int64_t row, int64_t stride, int64_t offset)

@@ -1,4 +1,5 @@
-// Convolution as its formula has it, one element of the result at a time, in double: what the driver compares kernels with.
+// Convolution as its formula has it, one element of the result at a time, in double: what the driver compares kernels
+// with.
 #pragma once
 
 #include <algorithm>
