@@ -36,7 +36,10 @@ inline std::string tile_text(const GemmVariant& variant) {
   return variant.loads == Loads::elements ? "any" : variant.tile.to_string();
 }
 
-inline bool has_prologue(const ConvProblem& p) { return !(p.prologue == Prologue{}); }
+// A prologue belongs to x, which dgrad does not read.
+inline bool has_prologue(const ConvProblem& p) {
+  return p.direction != Direction::dgrad && !(p.prologue == Prologue{});
+}
 
 // Why coordinates cannot be computed in 32 bits with room to spare; empty if they can.
 inline std::string beyond_32_bits(const ConvProblem& p) {

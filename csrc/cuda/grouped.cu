@@ -229,32 +229,33 @@ int64_t most_taps(const ConvProblem& p) {
   return ceil_div(p.r, increment(p.stride_h, p.dilation_h)) * ceil_div(p.s, increment(p.stride_w, p.dilation_w));
 }
 
-PointTiles tiles_of(const ConvProblem& p) {
-  if (p.direction == Direction::fprop) {
-    return choose_tiles(p.n, p.p(), p.q(), p.stride_h, p.stride_w, (p.r - 1) * p.dilation_h, (p.s - 1) * p.dilation_w);
-  }
-  const int64_t taps_h = ceil_div(p.r, increment(p.stride_h, p.dilation_h));
-  const int64_t taps_w = ceil_div(p.s, increment(p.stride_w, p.dilation_w));
-  return choose_tiles(p.n, ceil_div(p.h, p.stride_h), ceil_div(p.w, p.stride_w), 1, 1,
-                      (taps_h - 1) * (increment(p.stride_h, p.dilation_h) * p.dilation_h / p.stride_h),
-                      (taps_w - 1) * (increment(p.stride_w, p.dilation_w) * p.dilation_w / p.stride_w));
-}
-
 template <class T, int kGroup> int64_t filter_bytes(const ConvProblem& p) {
   return most_taps(p) * Fragments<T, kGroup>::kOfTap * 8;
 }
 
+template <class T, int kGroup> PointTiles tiles_of(const ConvProblem& p) {
+  const int64_t most_bytes = kMostShared - filter_bytes<T, kGroup>(p);
+  if (p.direction == Direction::fprop) {
+    return choose_tiles(p.n, p.p(), p.q(), p.stride_h, p.stride_w, (p.r - 1) * p.dilation_h, (p.s - 1) * p.dilation_w,
+                        most_bytes);
+  }
+  const int64_t increment_h = increment(p.stride_h, p.dilation_h), increment_w = increment(p.stride_w, p.dilation_w);
+  return choose_tiles(p.n, ceil_div(p.h, p.stride_h), ceil_div(p.w, p.stride_w), 1, 1,
+                      (ceil_div(p.r, increment_h) - 1) * (increment_h * p.dilation_h / p.stride_h),
+                      (ceil_div(p.s, increment_w) - 1) * (increment_w * p.dilation_w / p.stride_w), most_bytes);
+}
+
 template <class T, int kGroup> std::string why_not(const ConvProblem& p, const Flags& flags) {
   if (const std::string reason = why_not_grouped<T>(p, kGroup, flags); !reason.empty()) return reason;
-  if (filter_bytes<T, kGroup>(p) > kMostHaloBytes) return "its filters do not fit shared memory";
-  return tiles_of(p).images ? "" : "its pixels do not fit shared memory";
+  if (filter_bytes<T, kGroup>(p) > kMostShared / 2) return "its filters do not fit shared memory";
+  return tiles_of<T, kGroup>(p).images ? "" : "its pixels do not fit shared memory";
 }
 
 template <class T, Direction kDirection, int kGroup> void run(const Operands& operands, const Call& call) {
   constexpr bool kForward = kDirection == Direction::fprop;
   const ConvProblem& p = call.problem;
   const auto narrow = [](int64_t v) { return static_cast<int>(v); };
-  const PointTiles tiles = tiles_of(p);
+  const PointTiles tiles = tiles_of<T, kGroup>(p);
   const int64_t residues_h = kForward ? 1 : std::min(p.stride_h, p.h),
                 residues_w = kForward ? 1 : std::min(p.stride_w, p.w);
   const int64_t tiles_of_maps = ceil_div(p.c, kTileMaps<T>), lattices = tiles_of_maps * residues_h * residues_w;

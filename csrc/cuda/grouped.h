@@ -19,7 +19,7 @@ namespace cnnkern::cuda {
 using GroupSizes = std::integer_sequence<int, 4, 8, 16, 32>;
 template <class T> constexpr int kTileMaps = 128 / static_cast<int>(sizeof(T));
 constexpr int kPoints = 128, kGroupedThreads = 128;  // of a tile, at most
-constexpr int kMostHaloBytes = 80 * 1024;            // so that two blocks fit a multiprocessor with 164 KiB
+constexpr int kMostShared = 96 * 1024;               // bytes of a block: what every GPU from sm_80 on has
 
 // Tiles of a lattice: images x rows x columns of its points, more than one image only where a tile holds all its rows
 // and columns. Of the input a tile reads a halo of halo_h x halo_w pixels of each image.
@@ -33,17 +33,17 @@ struct PointTiles {
   int64_t count() const { return int64_t{tiles_n} * tiles_h * tiles_w; }
 };
 
-// The tiles that read the least for n images of rows x columns points; none (images == 0) if no halo fits.
+// The tiles that read the least for n images of rows x columns points; none (images == 0) if no halo fits most_bytes.
 // in_step: input pixels from point to point; span: from the first tap to the last.
 inline PointTiles choose_tiles(int64_t n, int64_t rows, int64_t columns, int64_t in_step_h, int64_t in_step_w,
-                               int64_t span_h, int64_t span_w) {
+                               int64_t span_h, int64_t span_w, int64_t most_bytes) {
   PointTiles best;
   double least = 0;
   for (int64_t w = 1; w <= std::min<int64_t>(columns, kPoints); ++w) {
     const int64_t h = std::min(rows, kPoints / w);
     const int64_t images = w == columns && h == rows ? std::min(n, kPoints / (w * h)) : 1;
     const int64_t halo_h = (h - 1) * in_step_h + span_h + 1, halo_w = (w - 1) * in_step_w + span_w + 1;
-    if (images * halo_h * halo_w * 128 > kMostHaloBytes) continue;
+    if (halo_h * halo_w > most_bytes / 128 / images) continue;
     const int64_t tiles_n = ceil_div(n, images), tiles_h = ceil_div(rows, h), tiles_w = ceil_div(columns, w);
     const double cost =
         static_cast<double>(tiles_n * tiles_h * tiles_w) *

@@ -159,7 +159,8 @@ template <class T, int kGroup> __global__ void __launch_bounds__(kGroupedThreads
 // --- host ------------------------------------------------------------------------------------------------------------
 
 PointTiles tiles_of(const ConvProblem& p) {
-  return choose_tiles(p.n, p.p(), p.q(), p.stride_h, p.stride_w, (p.r - 1) * p.dilation_h, (p.s - 1) * p.dilation_w);
+  return choose_tiles(p.n, p.p(), p.q(), p.stride_h, p.stride_w, (p.r - 1) * p.dilation_h, (p.s - 1) * p.dilation_w,
+                      kMostShared - (kPoints + 1) * 128);  // beside dy's tile and the zeros
 }
 
 // Blocks that share the tiles out: enough to fill the card three times, each with four tiles at least.

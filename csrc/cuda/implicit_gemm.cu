@@ -124,7 +124,7 @@ template <class T> Params<T> params_of(const ConvProblem& p, const Operands& ope
   return {.in = static_cast<const T*>(forward ? operands.x : operands.y),
           .w = static_cast<const T*>(operands.w),
           .out = static_cast<T*>(forward ? operands.y : operands.x),
-          .prologue = prologue_of<T>(p, operands),
+          .prologue = forward ? prologue_of<T>(p, operands) : Affine<T>{},
           .epilogue = epilogue_of<T>(p, operands),
           .filter_stride = p.r * p.s * p.c_per_group(),
           .in_stride = narrow(forward ? p.x_stride() : p.y_stride()),

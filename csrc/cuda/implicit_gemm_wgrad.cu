@@ -86,10 +86,6 @@ Split split_of(const ConvProblem& p, const GemmTile& tile) {
   return split(p.k_per_group(), p.r * p.s * p.c_per_group(), p.n * p.p() * p.q(), p.groups, tile);
 }
 
-template <class T, int kIndex> std::string why_not(const ConvProblem& p, const Flags& flags) {
-  return why_not_gemm<T>(kGemmVariants<T>[kIndex], p, flags);
-}
-
 template <class T, int kIndex> std::string rather_not(const ConvProblem& p) {
   return rather_not_variant<T>(kIndex, [&](const GemmTile& tile) {
     const Split split = split_of(p, tile);
@@ -100,6 +96,11 @@ template <class T, int kIndex> std::string rather_not(const ConvProblem& p) {
 
 template <class T, int kIndex> int64_t workspace_bytes(const ConvProblem& p) {
   return slices_bytes(p, split_of(p, kGemmVariants<T>[kIndex].tile)) + sum_pixels_bytes(p);
+}
+
+template <class T, int kIndex> std::string why_not(const ConvProblem& p, const Flags& flags) {
+  if (workspace_bytes<T, kIndex>(p) > kMostWorkspace) return "its slices do not fit the workspace";
+  return why_not_gemm<T>(kGemmVariants<T>[kIndex], p, flags);
 }
 
 template <class T, int kIndex> void run(const Operands& operands, const Call& call) {

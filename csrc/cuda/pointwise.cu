@@ -35,10 +35,16 @@ Split split_of(const ConvProblem& p, const GemmTile& tile) {
   return p.direction == Direction::wgrad ? split(size.m, size.n, size.k, 1, tile) : Split{size.k, 1};
 }
 
+template <class T, int kIndex> int64_t workspace_bytes(const ConvProblem& p) {
+  return slices_bytes(p, split_of(p, kGemmVariants<T>[kIndex].tile)) + sum_pixels_bytes(p);
+}
+
 template <class T, int kIndex> std::string why_not(const ConvProblem& p, const Flags& flags) {
   if (!p.pointwise() || p.strided()) return "its filter is not 1x1 with stride 1 and no padding";
   if (p.groups > 1) return "it has groups";
   if (has_prologue(p)) return "it has no prologue";
+  if (p.direction == Direction::wgrad && workspace_bytes<T, kIndex>(p) > kMostWorkspace)
+    return "its slices do not fit the workspace";
   return why_not_gemm<T>(kGemmVariants<T>[kIndex], p, flags);
 }
 
@@ -48,10 +54,6 @@ template <class T, int kIndex> std::string rather_not(const ConvProblem& p) {
     const Split split = split_of(p, tile);
     return expected_time(tile, size.m, size.n, split.ranges) * static_cast<double>(split.range);
   });
-}
-
-template <class T, int kIndex> int64_t workspace_bytes(const ConvProblem& p) {
-  return slices_bytes(p, split_of(p, kGemmVariants<T>[kIndex].tile)) + sum_pixels_bytes(p);
 }
 
 template <class T, int kIndex> void run_fprop(const Operands& operands, const Call& call) {

@@ -60,10 +60,12 @@ template <class T> __global__ void __launch_bounds__(kThreads) sum_kernel(const 
 }
 
 constexpr int64_t kMostRanges = 1024, kLeastRange = 64;  // pixels
+constexpr int64_t kMostSums = kMostWorkspace / 16 / 4;   // of all ranges
 
 int64_t range_of(const ConvProblem& p) {
   const int64_t pixels = p.n * p.p() * p.q();
-  return std::max(kLeastRange, (pixels + kMostRanges - 1) / kMostRanges);
+  const int64_t most = std::clamp<int64_t>(kMostSums / p.k, 1, kMostRanges);
+  return std::max(kLeastRange, (pixels + most - 1) / most);
 }
 int64_t ranges_of(const ConvProblem& p) { return (p.n * p.p() * p.q() + range_of(p) - 1) / range_of(p); }
 
