@@ -33,7 +33,7 @@ template <class T, class Stem> struct Tile : Stem {
   static constexpr int kFilterWords = kSteps * kColumnTiles * 32 * 2;  // [step][pair of column tiles][lane][tile, half]
   static constexpr int kFilterBytes = kFilterWords * 4;
   static constexpr int kSharedBytes = kFilterBytes + 2 * Stem::kMaps * 4 + (kWindowBytes + 15) / 16 * 16;
-  static constexpr int kBlocks = sizeof(T) == 2 ? 4 : 3;  // of a multiprocessor
+  static constexpr int kBlocks = sizeof(T) == 2 && Stem::kFilter == 3 ? 4 : 3;  // of a multiprocessor
 };
 
 template <class T> struct Params {
