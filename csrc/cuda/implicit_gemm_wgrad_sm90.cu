@@ -12,11 +12,12 @@
 // run.
 //
 // Roles, slots and who owns them: as in implicit_gemm_sm90.cu and ring_sm90.h. Two consumers share the filters of a
-// tile of 128, 64 each, or the columns of a tile of 64.
+// tile of 128, 64 each, or the columns of a tile of 64. A tile of 256 filters is that of a cluster of two blocks: each
+// has half of the columns copied to both, and fetches 32 instead of 48 KiB a step from L2.
 //
 // Bound, the 3x3 convolution of 128 maps on 28 x 28 of ResNet-50 at batch 128, bf16: 29.6 GFLOP and 52 MB, 37 us at 790
 // TFLOP/s. Predicted: 5 tiles of 128 x 256 times 26 ranges of 61 steps are 130 blocks of one wave, whose 4.5 of 5 tiles
-// are columns of dw: 43 us; the slices are 15 MB written and read, 7 us; together 50 us.
+// are columns of dw: 44 us; the slices are 15 MB written and read, 7 us; together 51 us.
 #include <primitives/divide.h>
 #include <primitives/launcher.h>
 #include <primitives/mma_sm90.h>
