@@ -25,11 +25,13 @@ class Stage:
     name: str
     purpose: str
     command: tuple[str, ...]
-    needs: str = ""  # a program without which there is nothing to run
+    under: tuple[str, ...] = ()  # a program that runs it, without which there is nothing to do, and its options
 
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 BENCH = ("-m", "cnnkern.cli", "bench")
+SANITIZER = ("compute-sanitizer", "--error-exitcode", "1")
+SMALL = "exact and ((triton and 16x16x16 and f32) or (cuda and bf16))"
 MODELS = (*BENCH, "models", "--device", "cuda", "--batch", "32")
 STAGES = (
     Stage("tests", "every kernel against the oracle", (*PYTEST, "tests/gpu", "-x")),
@@ -37,8 +39,11 @@ STAGES = (
     Stage("models", "converted networks against eager", (*MODELS, "--budget", "240", "--out", "{out}")),
     Stage("compiled", "the same against torch.compile", (*MODELS, "--against", "compile", "--model", "resnet50",
                                                          "--budget", "60", "--out", "{out}/compiled")),
-    Stage("memcheck", "no access out of bounds", (*PYTEST, "tests/gpu", "-k", "16x16x16 and f32 and exact"),
-          needs="compute-sanitizer"),
+    Stage("memcheck", "no access out of bounds", (*PYTEST, "tests/gpu", "-k", SMALL), SANITIZER),
+    Stage("racecheck", "no race in shared memory", (*PYTEST, "tests/gpu", "-k", SMALL),
+          (*SANITIZER, "--tool", "racecheck")),
+    Stage("profile", "counters of a layer of each class", ("-m", "cnnkern.bench.profile"),
+          ("ncu", "--clock-control", "none", "--set", "basic", "--csv")),
     Stage("tune", "the fastest config of each layer", ("-m", "cnnkern.cli", "tune", "resnet50", "--device", "cuda",
                                                        "--budget", "420")),
 )  # fmt: skip
@@ -60,12 +65,10 @@ def run(stage: Stage, out: Path, again: bool) -> bool:
     done = out / f"{stage.name}.done"
     if done.exists() and not again:
         return True
-    if stage.needs and not shutil.which(stage.needs):
-        click.echo(f"{stage.name}: skipped, {stage.needs} is not here")
+    if stage.under and not shutil.which(stage.under[0]):
+        click.echo(f"{stage.name}: skipped, {stage.under[0]} is not here")
         return True
-    command = [sys.executable, *(part.format(out=out) for part in stage.command)]
-    if stage.needs:
-        command = [stage.needs, "--error-exitcode", "1", *command]
+    command = [*stage.under, sys.executable, *(part.format(out=out) for part in stage.command)]
     click.echo(f"{stage.name}: {stage.purpose}")
     start = time.monotonic()
     with (out / f"{stage.name}.log").open("w") as log:

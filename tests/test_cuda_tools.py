@@ -105,7 +105,10 @@ def test_avg_pool(count_include_pad, window, dtype):
 @pytest.mark.parametrize("size", [(2, 16, 7, 7), (1, 5, 40, 33), (3, 8, 1, 1)])
 def test_global_avg_pool(size, dtype):
     x = images(*size, dtype, gap=8)
-    assert error(gpu_tools.global_avg_pool2d(x), x.double().mean((2, 3), keepdim=True)) <= ROUNDINGS * torch.finfo(dtype).eps
+    assert (
+        error(gpu_tools.global_avg_pool2d(x), x.double().mean((2, 3), keepdim=True))
+        <= ROUNDINGS * torch.finfo(dtype).eps
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

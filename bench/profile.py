@@ -1,0 +1,39 @@
+"""One call of each GPU backend's choice on a layer of each class, to be run under a profiler: `make gpu STAGE=profile`."""
+
+from __future__ import annotations
+
+import torch
+
+from cnnkern import dispatch, testing
+from cnnkern.backends import BACKENDS, OWN_BACKENDS
+from cnnkern.problem import DIRECTIONS, ConvProblem
+
+LAYERS = (
+    "n128c128h28w28-k128r3s3-p1",
+    "n128c256h56w56-k64r1s1",
+    "n64c3h224w224-k64r7s7-u2-p3",
+    "n128c256h28w28-k256r3s3-p1-g32",
+    "n128c144h56w56-k144r3s3-p1-g144",
+)
+
+
+def main() -> None:
+    """Runs them, a warm call before each."""
+    present = [
+        backend.name for backend in BACKENDS if backend.name in OWN_BACKENDS["cuda"] and not backend.why_missing()
+    ]
+    for layer in LAYERS:
+        for direction in DIRECTIONS:
+            problem = ConvProblem.parse(f"{direction}-bf16-{layer}")
+            with torch.device("cuda"):
+                given = testing.operands(problem)
+            for backend in present:
+                kernel = dispatch.choose(problem, 0, backend, "cuda")
+                for _ in range(2):
+                    testing.run(problem, given, kernel)
+                torch.cuda.synchronize()
+                print(problem, kernel, flush=True)
+
+
+if __name__ == "__main__":
+    main()
