@@ -107,8 +107,10 @@ template <class T> __global__ void __launch_bounds__(32 * kParts) direct_wgrad_a
   const int64_t s = weight / o.c_per_group % o.s, r = weight / o.c_per_group / o.s;
   float sum = 0, bias = 0;
   if (weight < size) {
-    for (int64_t row = part; row < o.n * o.p; row += kParts) {
-      const int64_t image = row / o.p, h = o.input_row(row % o.p, r);
+    int64_t image = 0, p = part;
+    for (int64_t row = part; row < o.n * o.p; row += kParts, p += kParts) {
+      for (; p >= o.p; p -= o.p) ++image;
+      const int64_t h = o.input_row(p, r);
       for (int64_t q = 0; q < o.q; ++q) {
         const float dy = to_float(o.y[(row * o.q + q) * o.y_pixel_stride + k]);
         const int64_t column = o.input_column(q, s);
