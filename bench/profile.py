@@ -1,4 +1,4 @@
-"""One call of each GPU backend's choice on a layer of each class, to be run under a profiler: `make gpu STAGE=profile`."""
+"""One call of each GPU backend's choice on a layer of each class, for a profiler: `make gpu STAGE=profile`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ LAYERS = (
 
 def main() -> None:
     """Runs them, a warm call before each."""
-    present = [
-        backend.name for backend in BACKENDS if backend.name in OWN_BACKENDS["cuda"] and not backend.why_missing()
-    ]
+    own = [backend for backend in BACKENDS if backend.name in OWN_BACKENDS["cuda"]]
+    present = [backend.name for backend in own if not backend.why_missing()]
     for layer in LAYERS:
         for direction in DIRECTIONS:
             problem = ConvProblem.parse(f"{direction}-bf16-{layer}")
-            with torch.device("cuda"):
-                given = testing.operands(problem)
+            host = vars(testing.operands(problem))
+            given = testing.Operands(**{name: value if value is None else value.cuda() for name, value in host.items()})
             for backend in present:
                 kernel = dispatch.choose(problem, 0, backend, "cuda")
                 for _ in range(2):
