@@ -25,13 +25,13 @@ from cnnkern.training.recipe import MOMENTUM, Recipe
 
 # For networks as unlike as LeNet-5 and ResNet-20, which want rates of SGD that are far apart.
 DIGITS = Recipe(
-    epochs=25,
+    epochs=30,
     batch=32,
     lr=5e-3,
     optimizer=Adam,
     weight_decay=5e-4,
     schedule=schedules.cosine,
-    augment=(random_affine,),
+    augment=(partial(random_affine, spread=0.06),),
 )
 SGD_DIGITS = replace(DIGITS, lr=0.02, optimizer=partial(SGD, momentum=0.9, nesterov=True))
 
