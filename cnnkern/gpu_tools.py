@@ -153,7 +153,7 @@ def _window(
     if any(pad < 0 or 2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
         raise RuntimeError("a pooling window's padding is at most half its size")
     pairs: Any = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
-    return Window(*pairs, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
+    return Window(*pairs, ceil_mode, count_include_pad)
 
 
 def _pooled_size(x_size: Sequence[int], window: Window) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 Results are checked on the host (tests/test_simt.py) and, where there is one, on a GPU (tests/gpu).
 """
 
+import functools
 import re
 from pathlib import Path
 
@@ -33,17 +34,25 @@ def test_the_table_is_that_of_the_library():
     assert listed.strip() == resources.table()
 
 
+TENSOR_CORES = (
+    "^(implicit_gemm|implicit_gemm_wgrad|matrix_product|grouped|grouped_wgrad|direct_.*|separable_fprop)<bf16, "
+)
+
+
 @pytest.mark.parametrize(
     ("architecture", "kernels", "instruction"),
     [
-        ("sm_80", r"gemm.*bf16", r"HMMA\.16816"),
-        ("sm_80", r"gemm.*bf16", r"LDGSTS\.E\.BYPASS\.128"),
-        ("sm_80", r"gemm.*bf16", r"LDSM"),
-        ("sm_80", r"grouped.*bf16", r"HMMA\.16816"),
-        ("sm_90a", r"sm90.*bf16", r"HGMMA"),
-        ("sm_90a", r"sm90.*bf16", r"UTMALDG.*IM2COL"),
-        ("sm_80", r"depthwise_sweep.*bf16", r"LDG\.E\.128"),
-        ("sm_80", r"depthwise_sweep.*bf16", r"STG\.E\.128"),
+        ("sm_80", TENSOR_CORES, r"HMMA\.1(68)?"),
+        ("sm_80", r"^(grouped|grouped_wgrad|direct_wgrad|separable_fprop)<bf16", r"LDGSTS\.E\.BYPASS\.128"),
+        ("sm_80", r"^(grouped|separable_fprop|direct_wgrad)<bf16", "LDSM"),
+        ("sm_80", r"^direct_fprop<float", r"HMMA\.1688\.F32\.TF32"),
+        ("sm_80", r"^direct_(ffma|fprop)<", r"STG\.E\.128"),
+        ("sm_80", r"^depthwise_sweep<float, Sweep<3", r"LDG\.E\.128"),
+        ("sm_80", r"^depthwise_sweep<bf16, Sweep<3", r"STG\.E\.64"),  # 4 maps: 8 would leave too few registers
+        ("sm_80", r"^(max_pool|avg_pool).*<bf16, 8>", r"LDG\.E\.128"),
+        ("sm_90a", "ImplicitGemmTile", "HGMMA"),
+        ("sm_90a", "ImplicitGemmTile", r"UTMALDG\.4D\.IM2COL"),
+        ("sm_90a", "ImplicitGemmTile", "UTMASTG"),
     ],
 )
 def test_instructions(architecture, kernels, instruction):
@@ -53,10 +62,14 @@ def test_instructions(architecture, kernels, instruction):
     assert missing == []
 
 
-_counts = {}
+def test_the_filters_gradient_on_hopper():
+    """Its kernels bear the name of those for sm_80."""
+    found = [counts for name, counts in instructions("sm_90a").items() if name.startswith("implicit_gemm_wgrad<")]
+    hopper = [counts for counts in found if any(code.startswith("HGMMA") for code in counts)]
+    assert hopper
+    assert all(any("IM2COL" in code for code in counts) for counts in hopper)
 
 
+@functools.cache
 def instructions(architecture):
-    if architecture not in _counts:
-        _counts[architecture] = resources.instructions(architecture)
-    return _counts[architecture]
+    return resources.instructions(architecture)

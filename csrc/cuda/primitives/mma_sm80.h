@@ -50,12 +50,11 @@ CNNKERN_MMA(f16, "m16n8k16.row.col.f32.f16.f16.f32")
 CNNKERN_MMA(float, "m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef CNNKERN_MMA
 
-#define CNNKERN_MMA_HALF(T, SHAPE_AND_TYPES)                                                              \
-  template <> __device__ inline void mma_half<T>(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {     \
-    asm volatile("mma.sync.aligned." SHAPE_AND_TYPES                                                      \
-                 " {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"                                   \
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                         \
-                 : "r"(a[0]), "r"(a[1]), "r"(b));                                                         \
+#define CNNKERN_MMA_HALF(T, SHAPE_AND_TYPES)                                                                \
+  template <> __device__ inline void mma_half<T>(float (&d)[4], const uint32_t (&a)[2], uint32_t b) {       \
+    asm volatile("mma.sync.aligned." SHAPE_AND_TYPES " {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};" \
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                           \
+                 : "r"(a[0]), "r"(a[1]), "r"(b));                                                           \
   }
 CNNKERN_MMA_HALF(bf16, "m16n8k8.row.col.f32.bf16.bf16.f32")
 CNNKERN_MMA_HALF(f16, "m16n8k8.row.col.f32.f16.f16.f32")
