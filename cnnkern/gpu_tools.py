@@ -152,8 +152,12 @@ def _window(
         raise RuntimeError("a pooling window's sizes, strides and dilations are positive")
     if any(pad < 0 or 2 * pad > size for pad, size in zip(padding, kernel, strict=True)):
         raise RuntimeError("a pooling window's padding is at most half its size")
-    pairs: Any = (tuple(kernel), tuple(stride), tuple(padding), tuple(dilation))
-    return Window(*pairs, ceil_mode, count_include_pad)
+    return Window(_pair(kernel), _pair(stride), _pair(padding), _pair(dilation), ceil_mode, count_include_pad)
+
+
+def _pair(numbers: Sequence[int]) -> tuple[int, int]:
+    vertical, horizontal = numbers
+    return vertical, horizontal
 
 
 def _pooled_size(x_size: Sequence[int], window: Window) -> tuple[int, ...]:

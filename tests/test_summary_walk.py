@@ -22,7 +22,7 @@ def layers(summary, *kinds):
 
 
 def test_receptive_fields_are_the_published_ones():
-    """Araujo, Norris and Sim 2019, table 1; ResNets as PyTorch users have them, with the stride in the 3x3."""
+    """Of Araujo, Norris and Sim 2019; the ResNets, here with the stride in the 3x3, by its recurrence."""
     published = {"alexnet": 195, "vgg16": 212, "mobilenet_v1": 315, "resnet18": 435, "resnet50": 427}
     for name, pixels in published.items():
         last = next(
