@@ -160,8 +160,9 @@ def _judged(candidate: Candidate, flags: int) -> Candidate:
 def choose(problem: ConvProblem, flags: int = 0, backend: str | None = None, device: str = "cpu") -> str:
     """The name of the kernel that runs the problem on a type of device, among the package's own or a named backend's.
 
-    It is the one that was the fastest when the problem was tuned here (:mod:`cnnkern.tune`) if it can, else the first
-    that can and would, else the first that can. Raises :class:`NoKernelError` if there is none.
+    It is the one that was the fastest when the problem was tuned here (:mod:`cnnkern.tune`) if it can, else, of the
+    first backend that can, the first kernel that can and would, else the first that can. Raises :class:`NoKernelError`
+    if there is none.
     """
     backends = (backend,) if backend else _own_backends(device, flags)
     asked = [answer for name in backends for answer in candidates(problem, flags, name, device)]
@@ -172,7 +173,9 @@ def choose(problem: ConvProblem, flags: int = 0, backend: str | None = None, dev
     tuned = tune.choice(problem, device)
     if any(candidate.kernel == tuned for candidate in able):
         return tuned
-    return next((candidate for candidate in able if candidate.willing), able[0]).kernel
+    backend_of_first = KernelName.parse(able[0].kernel).backend
+    own = [candidate for candidate in able if KernelName.parse(candidate.kernel).backend == backend_of_first]
+    return next((candidate for candidate in own if candidate.willing), own[0]).kernel
 
 
 def _own_backends(device: str, flags: int) -> tuple[str, ...]:
