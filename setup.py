@@ -68,8 +68,8 @@ def find_torch() -> Torch | None:
 
 
 def find_tool(name: str, minimum: tuple[int, int]) -> str | None:
-    """Path of a build tool that runs and is new enough, from PATH or beside the interpreter."""
-    for path in (shutil.which(name), str(Path(sys.executable).with_name(name))):
+    """Path of a build tool that runs and is new enough: the environment's own, else the one on PATH."""
+    for path in (str(Path(sys.executable).with_name(name)), shutil.which(name)):
         version = run_quietly([path, "--version"]) if path else None
         if version and parse_version(version) >= minimum:
             return path

@@ -1,9 +1,12 @@
 """Every test runs with unwritten memory poisoned, fresh results and scratch memory being NaN (csrc/poison.h).
 
-And with the kernels that dispatch would choose on an untuned machine: no test reads or writes the user's choices.
+With the kernels that dispatch would choose on an untuned machine: no test reads or writes the user's choices. And with
+the build tools of the interpreter's environment, before those of the machine.
 """
 
 import os
+import sys
+from pathlib import Path
 
 import torch
 
@@ -13,3 +16,4 @@ collect_ignore += [] if torch.cuda.is_available() else ["gpu"]
 
 os.environ["CNNKERN_POISON"] = "1"
 os.environ["CNNKERN_TUNED"] = "0"
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
