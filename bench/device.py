@@ -6,6 +6,7 @@ work, as in a compiled model, and not Python's.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -35,6 +36,23 @@ def wait() -> None:
     """Returns when everything that was asked of the device is done."""
     if kind() == "cuda":
         torch.cuda.synchronize()
+
+
+def timed(call: Call) -> tuple[Tensor, float]:
+    """What the call returns, and the seconds that it keeps the device busy.
+
+    On a GPU what was asked of it before may still run, and hides the launch.
+    """
+    if kind() == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        output = call()
+        end.record()
+        end.synchronize()
+        return output, begin.elapsed_time(end) / 1e3
+    start = time.perf_counter()
+    output = call()
+    return output, time.perf_counter() - start
 
 
 def repeated(call: Call, count: int) -> Call:

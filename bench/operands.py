@@ -16,6 +16,7 @@ from cnnkern.problem import DTYPES, ConvProblem
 Fill = Callable[[int], Tensor]  # how many -> that many float32 values of variance about 1
 
 POOL = 1_000_003  # a prime, so that the pool's repetition meets no stride of a tensor
+ALIGNED = 64  # elements, so that tensors begin as torch's allocators have them begin
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def draw(problem: ConvProblem, fill: Fill = gaussian) -> Operands:
     def tensor(size: tuple[int, int, int, int], read: bool) -> Tensor:
         n, c, h, w = size
         count = n * c * h * w
-        start = count % 1009  # so that x, w and dy do not begin alike
+        start = count % 1009 * ALIGNED  # so that x, w and dy do not begin alike
         values = pool.repeat(-(-(start + count) // POOL))[start : start + count] if read else pool.new_empty(count)
         return values.view(n, h, w, c).permute(0, 3, 1, 2)
 

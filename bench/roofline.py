@@ -27,6 +27,7 @@ GEMM = {  # 1024 x 512 x 512, and 65536 x 1024 x 1024
 }
 COPY_BYTES = tuple(1 << shift for shift in range(18, 28, 2))  # 256 KiB to 64 MiB, read and written
 MEMORY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
+SAMPLE_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}  # of copies timed together, beside which a launch counts for little
 SECONDS = 0.15  # spent on the best of each rate
 PLAUSIBLE = 1.15  # a row above this fraction of its roofline is an alarm: the ceilings are measurements too
 
@@ -117,7 +118,7 @@ def measure(dtypes: Sequence[str]) -> Ceilings:
     for dtype in dtypes:
         problem = ConvProblem.parse(GEMM[device.kind()].format(dtype=dtype))
         operands = draw(problem)
-        a, b = operands.x[0].flatten(1).t(), operands.w.flatten(1).t()
+        a, b = operands.x.permute(0, 2, 3, 1).flatten(0, 2), operands.w.flatten(1).t()
         calls = (partial(torch.mm, a, b), own_call(problem, operands))
         flops[dtype] = max(best_rate(problem.flops, call) for call in calls)
     cached = {size: copy_rate(size) for size in COPY_BYTES}
@@ -127,6 +128,6 @@ def measure(dtypes: Sequence[str]) -> Ceilings:
 def copy_rate(working_set: int) -> float:
     """Bytes per second, read and written counted, of copies within ``working_set`` bytes."""
     source, target = torch.ones(2, working_set // 2, dtype=torch.uint8)
-    copies = max(1, (4 << 20) // working_set)
+    copies = max(1, SAMPLE_BYTES[device.kind()] // working_set)
     copy = device.repeated(lambda: target.copy_(source), copies)
     return best_rate(copies * working_set, copy)

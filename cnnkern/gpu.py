@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from cnnkern import dispatch
+from cnnkern import composed, dispatch
 from cnnkern.backends import KernelName, cuda, triton
 from cnnkern.flags import TF32, UNALIGNED
 from cnnkern.operands import Operands, evenly_spaced, pixel_stride
@@ -31,6 +31,7 @@ def conv2d_fprop(
     x_activation: str | None, x_alpha: float | None, flags: int, kernel: str | None,
 ) -> Tensor:  # fmt: skip
     """y, channels_last if x or w is, as in torch."""
+    _check_alike(x, w=w)
     channels_last = gives_channels_last(x, w)
     x = evenly_spaced(x)
     problem = _problem(
@@ -39,11 +40,18 @@ def conv2d_fprop(
         Epilogue(activation, scale is not None, shift is not None, residual is not None, alpha),
     )  # fmt: skip
     y = _nhwc_empty(problem.y_size, x)
-    if y.numel():
+    scale, shift = _per_map(scale, problem.k, x, "scale"), _per_map(shift, problem.k, x, "shift")
+    x_scale, x_shift = _per_map(x_scale, problem.c, x, "x_scale"), _per_map(x_shift, problem.c, x, "x_shift")
+    if residual is not None:
+        _check_alike(x, residual=residual)
+        _check_size(residual, problem.y_size, "residual")
+    if x.numel() and w.numel() and y.numel():
         _run(
             problem, flags, kernel, x=x, w=_krsc(w), y=y, scale=scale, shift=shift,
-            residual=None if residual is None else evenly_spaced(residual), x_scale=x_scale, x_shift=x_shift,
+            residual=None if residual is None else _in_vectors(residual), x_scale=x_scale, x_shift=x_shift,
         )  # fmt: skip
+    else:
+        y = composed.epilogue(y.zero_(), scale, shift, residual, activation, alpha)
     return _laid_out(y, channels_last)
 
 
@@ -52,11 +60,15 @@ def conv2d_dgrad(
     kernel: str | None,
 ) -> Tensor:  # fmt: skip
     """dx."""
+    _check_alike(dy, w=w)
     dy = evenly_spaced(dy)
     problem = _problem("dgrad", tuple(x_size), w.shape, dy.dtype, tuple(geometry), 0, _gap(dy), Prologue(), Epilogue())
+    _check_size(dy, problem.y_size, "dy")
     dx = _nhwc_empty(problem.x_size, dy)
-    if dx.numel():
+    if dx.numel() and w.numel() and dy.numel():
         _run(problem, flags, kernel, x=dx, w=_krsc(w), y=dy)
+    else:
+        dx.zero_()
     return _laid_out(dx, channels_last)
 
 
@@ -66,11 +78,14 @@ def conv2d_wgrad(
     kernel: str | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """dw, and db [k] if bias, else [0]."""
+    _check_alike(dy, x=x)
     x, dy = evenly_spaced(x), evenly_spaced(dy)
     problem = _problem(
         "wgrad", x.shape, tuple(w_size), x.dtype, tuple(geometry), _gap(x), _gap(dy),
         Prologue(x_activation or "none", x_scale is not None, x_shift is not None, x_alpha or 0.0), Epilogue(),
     )  # fmt: skip
+    _check_size(dy, problem.y_size, "dy")
+    x_scale, x_shift = _per_map(x_scale, problem.c, x, "x_scale"), _per_map(x_shift, problem.c, x, "x_shift")
     dw = _nhwc_empty(problem.w_size, dy)
     db = dy.new_empty(problem.k if bias else 0, dtype=torch.float32)
     if dw.numel() and dy.numel() and x.numel():
@@ -139,6 +154,37 @@ def _problem(
     if w_size[1] != c // groups:
         raise RuntimeError(f"w has {w_size[1]} maps a filter where x has {c // groups} a group")
     return problem
+
+
+def _check_alike(first: Tensor, **others: Tensor) -> None:
+    for name, other in others.items():
+        if other.dim() != 4 or first.dim() != 4:
+            raise RuntimeError(f"expected 4 dimensions, and {name} has {other.dim()} beside {first.dim()}")
+        if other.dtype != first.dtype or other.device != first.device:
+            raise RuntimeError(f"{name} is {other.dtype} on {other.device} beside {first.dtype} on {first.device}")
+
+
+def _check_size(tensor: Tensor, size: Sequence[int], name: str) -> None:
+    if tuple(tensor.shape) != tuple(size):
+        raise RuntimeError(f"{name} has sizes {tuple(tensor.shape)} where {tuple(size)} are expected")
+
+
+def _per_map(vector: Tensor | None, maps: int, like: Tensor, name: str) -> Tensor | None:
+    """A vector of the epilogue or prologue as kernels read it."""
+    if vector is None:
+        return None
+    if vector.shape != (maps,):
+        raise RuntimeError(f"{name} has sizes {tuple(vector.shape)} and is no vector of {maps}")
+    if vector.dtype not in (torch.float32, like.dtype) or vector.device != like.device:
+        raise RuntimeError(f"{name} is {vector.dtype} on {vector.device} beside {like.dtype} on {like.device}")
+    return vector.contiguous()
+
+
+def _in_vectors(residual: Tensor) -> Tensor:
+    """The residual, of whose pixel stride a problem says nothing, so that it can be read in whatever vectors y can."""
+    even = evenly_spaced(residual)
+    gaps_fit = pixel_stride(even) * even.element_size() % 16 == 0
+    return even if gaps_fit else even.contiguous(memory_format=torch.channels_last)
 
 
 def _gap(tensor: Tensor) -> int:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cnnkern.flags import ONLY, TF32
-from cnnkern.gpu import _gap, _laid_out, _nhwc_empty, _problem, conv2d_fprop
+from cnnkern.gpu import _check_alike, _gap, _laid_out, _nhwc_empty, _per_map, _problem, conv2d_fprop
 from cnnkern.operands import SeparableOperands, evenly_spaced
 from cnnkern.ops import NO_PROLOGUE, POINTWISE
 from cnnkern.problem import Epilogue, Prologue, suggests_channels_last
@@ -111,6 +111,9 @@ def depthwise_separable(
     pw_alpha: float, geometry: Sequence[int], flags: int, kernel: str | None,
 ) -> Tensor:  # fmt: skip
     """y of both convolutions, in one kernel where it can, else in two; channels_last if x or a weight is."""
+    _check_alike(x, dw_weight=dw_weight, pw_weight=pw_weight)
+    dw_scale, dw_shift = (_per_map(vector, len(dw_weight), x, "dw_scale or dw_shift") for vector in (dw_scale, dw_shift))
+    pw_scale, pw_shift = (_per_map(vector, len(pw_weight), x, "pw_scale or pw_shift") for vector in (pw_scale, pw_shift))
     dw_epilogue = Epilogue(dw_activation, dw_scale is not None, dw_shift is not None, alpha=dw_alpha)
     pw_epilogue = Epilogue(pw_activation, pw_scale is not None, pw_shift is not None, alpha=pw_alpha)
     channels_last = any(suggests_channels_last(tensor) for tensor in (x, dw_weight, pw_weight))

@@ -36,8 +36,11 @@ void launch(void (*kernel)(Params), const Grid& grid, const Params& params, cons
   const DeviceGuard guard(call.device, call);
   constexpr int kSharedByDefault = 48 * 1024;
   if (grid.shared_bytes > kSharedByDefault) {
+    // All that a block may have, and not this call's bytes: another thread may be starting the same kernel with more.
+    int most = 0;
+    check(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, call.device), call);
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               grid.shared_bytes),
+                               most),
           call);
   }
   cudaLaunchAttribute cluster{};
