@@ -101,12 +101,10 @@ def bench(
     where = where or best_device()
     cases = chosen_cases(suite or SUITES_OF[where], directions, dtypes, batches)
     record = new_record(threads, where)
-    with rows_shown(len(cases)) as show:
+    with kept(record, "layers", out), rows_shown(len(cases)) as show:
         run.measure(record, cases, kernel, budget, show, where)
     console = new_console()
     console.print(means_table(record), losses_table(record), outcomes_table(record))
-    for reason, count in Counter(map(first_line, record.missing.values())).items():
-        console.print(f"{count} not measured: {reason}", style="yellow", markup=False)
     finish(record, "layers", out)
 
 
@@ -125,7 +123,7 @@ def models(
     """Converted networks against torch eager, or torch.compile with max-autotune."""
     where = where or best_device()
     record = new_record(threads, where)
-    with rows_shown(len(names) * len(batches) * len(against)) as show:
+    with kept(record, "models", out), rows_shown(len(names) * len(batches) * len(against)) as show:
         whole_models.measure(record, names, batches, against, budget, show, where)
     finish(record, "models", out)
 
@@ -297,9 +295,21 @@ def outcomes_table(record: Record) -> Table:
     return table
 
 
+@contextmanager
+def kept(record: Record, kind: str, out: Path) -> Iterator[None]:
+    """Saves the record at the end, whatever that is."""
+    try:
+        yield
+    finally:
+        record.save(out / f"{kind}.json")
+
+
 def finish(record: Record, kind: str, out: Path) -> None:
-    """Saves the record, makes the reports, and exits with 1 if a result was wrong."""
+    """Tells what is missing, saves the record, makes the reports, and exits with 1 if a result was wrong or failed."""
+    for reason, count in Counter(map(first_line, record.missing.values())).items():
+        new_console().print(f"{count} not measured: {reason}", style="yellow", markup=False)
     record.save(out / f"{kind}.json")
     click.echo(f"report: {report.write(out)}")
-    if any(row.fault for row in record.everything):
+    failed = any(reason.startswith(run.FAILED) for reason in record.missing.values())
+    if failed or any(row.fault for row in record.everything):
         sys.exit(1)

@@ -20,7 +20,7 @@ import click
 
 MINUTES = 9  # of a stage
 GRACE = 20  # of those, seconds to write what has been measured when the time is up
-MOST_SHARDS = 12
+MOST_SHARDS = 16
 TAIL = 8  # lines of a log that are shown where something went wrong
 
 

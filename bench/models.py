@@ -14,6 +14,7 @@ from cnnkern import dispatch
 from cnnkern.bench import device, networks
 from cnnkern.bench.peers import FORMATS
 from cnnkern.bench.record import Comparison, Record, WholeRow
+from cnnkern.bench.run import FAILED
 from cnnkern.bench.timing import race
 
 CONVERTED = ("resnet50", "vgg16", "googlenet", "mobilenet_v2")
@@ -86,6 +87,10 @@ def measure(
     rows = [(name, batch, peer) for name in names for batch in batches for peer in against]
     with torch.device(where), torch.inference_mode(), dispatch.use(fallback="raise"), device.plain_float32():
         for name, batch, peer in rows:
-            row = measure_model(name, batch, peer, budget / len(rows))
+            try:
+                row = measure_model(name, batch, peer, budget / len(rows))
+            except Exception as error:  # the others are worth measuring all the same
+                record.missing[f"{name}, batch {batch}, against {peer}"] = f"{FAILED}{error}"
+                continue
             record.models.append(row)
             progress(row)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from cnnkern import dispatch, testing
+from cnnkern import dispatch
 from cnnkern.backends import BACKENDS, OWN_BACKENDS
+from cnnkern.bench.operands import draw, own_call
 from cnnkern.problem import DIRECTIONS, ConvProblem
 
 LAYERS = (
@@ -18,19 +19,20 @@ LAYERS = (
 
 
 def main() -> None:
-    """Runs them, a warm call before each."""
+    """Runs them, each after a call that is not profiled."""
     own = [backend for backend in BACKENDS if backend.name in OWN_BACKENDS["cuda"]]
     present = [backend.name for backend in own if not backend.why_missing()]
-    for layer in LAYERS:
-        for direction in DIRECTIONS:
-            problem = ConvProblem.parse(f"{direction}-bf16-{layer}")
-            host = vars(testing.operands(problem))
-            given = testing.Operands(**{name: value if value is None else value.cuda() for name, value in host.items()})
+    with torch.device("cuda"), torch.inference_mode():
+        for problem in (ConvProblem.parse(f"{direction}-bf16-{layer}") for layer in LAYERS for direction in DIRECTIONS):
+            operands = draw(problem)
             for backend in present:
                 kernel = dispatch.choose(problem, 0, backend, "cuda")
-                for _ in range(2):
-                    testing.run(problem, given, kernel)
+                call = own_call(problem, operands, kernel)
+                call()
                 torch.cuda.synchronize()
+                with torch.cuda.profiler.profile():
+                    call()
+                    torch.cuda.synchronize()
                 print(problem, kernel, flush=True)
 
 

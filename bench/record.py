@@ -93,7 +93,8 @@ class WholeRow:
 class Record:
     """Everything one command measured, and where.
 
-    ``missing`` maps a problem without a row to the reason: no own kernel computes it, or the time was up.
+    ``missing`` maps a problem without a row to the reason: no own kernel computes it, the time was up, or
+    it failed.
     """
 
     command: str

@@ -29,6 +29,7 @@ from cnnkern.problem import ConvProblem
 CHECKS_SHARE = 0.3  # of a case's time, for its data and the verification
 COLD_SHARE = 0.3  # of the rest
 FIXED_SECONDS = 0.05  # a case's time grows with its arithmetic, from this
+FAILED = "failed: "  # begins the reason for a row that is missing because of an error
 FLOPS_PER_SECOND = 5e9  # that much arithmetic in a case is worth a second of budget
 
 Progress = Callable[[Row], None]
@@ -114,7 +115,12 @@ def _measure(record: Record, cases: Sequence[Case], pattern: str | None, budget:
             record.missing[str(case.problem)] = f"the {budget:g} seconds were spent"
             continue
         share = left * weights[position] / sum(weights[position:])
-        for row in measure_case(case, makers, share, flush, roof) if makers else []:
+        try:
+            rows = measure_case(case, makers, share, flush, roof) if makers else []
+        except Exception as error:  # the others are worth measuring all the same
+            record.missing[str(case.problem)] = f"{FAILED}{error}"
+            continue
+        for row in rows:
             record.rows.append(row)
             progress(row)
     record.ceilings = roof.ceilings

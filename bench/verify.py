@@ -134,7 +134,7 @@ def check_timed(problem: ConvProblem, operands: Operands, output: Tensor) -> Ver
 
 
 def exact(problem: ConvProblem, integers: Operands) -> Tensor:
-    """The vendor's answer on integers: on a GPU in float64, in which it has no algorithm whose products are not exact."""
+    """The vendor's answer on integers: on a GPU in float64, for which it has no algorithm that is not exact."""
     if device.kind() == "cpu":
         return vendor_call(problem, integers)()
     wide = {name: None if tensor is None else tensor.double() for name, tensor in vars(integers).items()}

@@ -45,7 +45,7 @@ def conv2d_fprop(
     if residual is not None:
         _check_alike(x, residual=residual)
         _check_size(residual, problem.y_size, "residual")
-    if x.numel() and w.numel() and y.numel():
+    if x.numel() and y.numel():
         _run(
             problem, flags, kernel, x=x, w=_krsc(w), y=y, scale=scale, shift=shift,
             residual=None if residual is None else _in_vectors(residual), x_scale=x_scale, x_shift=x_shift,
@@ -65,10 +65,8 @@ def conv2d_dgrad(
     problem = _problem("dgrad", tuple(x_size), w.shape, dy.dtype, tuple(geometry), 0, _gap(dy), Prologue(), Epilogue())
     _check_size(dy, problem.y_size, "dy")
     dx = _nhwc_empty(problem.x_size, dy)
-    if dx.numel() and w.numel() and dy.numel():
+    if dx.numel():
         _run(problem, flags, kernel, x=dx, w=_krsc(w), y=dy)
-    else:
-        dx.zero_()
     return _laid_out(dx, channels_last)
 
 

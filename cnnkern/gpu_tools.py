@@ -112,8 +112,9 @@ def depthwise_separable(
 ) -> Tensor:  # fmt: skip
     """y of both convolutions, in one kernel where it can, else in two; channels_last if x or a weight is."""
     _check_alike(x, dw_weight=dw_weight, pw_weight=pw_weight)
-    dw_scale, dw_shift = (_per_map(vector, len(dw_weight), x, "dw_scale or dw_shift") for vector in (dw_scale, dw_shift))
-    pw_scale, pw_shift = (_per_map(vector, len(pw_weight), x, "pw_scale or pw_shift") for vector in (pw_scale, pw_shift))
+    c, k = len(dw_weight), len(pw_weight)
+    dw_scale, dw_shift = _per_map(dw_scale, c, x, "dw_scale"), _per_map(dw_shift, c, x, "dw_shift")
+    pw_scale, pw_shift = _per_map(pw_scale, k, x, "pw_scale"), _per_map(pw_shift, k, x, "pw_shift")
     dw_epilogue = Epilogue(dw_activation, dw_scale is not None, dw_shift is not None, alpha=dw_alpha)
     pw_epilogue = Epilogue(pw_activation, pw_scale is not None, pw_shift is not None, alpha=pw_alpha)
     channels_last = any(suggests_channels_last(tensor) for tensor in (x, dw_weight, pw_weight))

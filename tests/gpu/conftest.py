@@ -1,4 +1,4 @@
-"""Processes that share the tests: each compiles its own kernels, and an error that ends one's CUDA context its own tests.
+"""Processes that share the tests: each compiles what it runs, and loses only its own part to a broken CUDA context.
 
 Each is told which part is its own by `--shard 2/8`.
 """

@@ -13,12 +13,34 @@ import torch
 import torch.nn.functional as F
 
 import cnnkern
-from cnnkern import dispatch, testing
+from cnnkern import dispatch, ops, testing
 from cnnkern.backends import BACKENDS, OWN_BACKENDS, KernelName
 from cnnkern.flags import TF32
 from cnnkern.problem import ConvProblem
 
-GRID = [*testing.grid(["fprop"], ["f32"]), *testing.random_problems(30, dtype="f32", direction="fprop")]
+# For the kernels that take whole vectors of maps, or filters of one size.
+ALIGNED = (
+    "n2c64h12w9-k72r1s1",
+    "n1c64h12w12-k128r3s3-p1",
+    "n2c3h17w30-k64r3s3-p1",
+    "n2c3h18w33-k32r3s3-u2-p1",
+    "n1c3h31w40-k64r7s7-u2-p3",
+    "n1c3h39w48-k32r11s11-u4-p2",
+    "n1c64h9w9-k64r3s3-p1-g16",
+    "n1c64h9w9-k64r3s3-p1-g8",
+    "n1c64h9w9-k64r3s3-p1-g4",
+    "n1c64h9w9-k64r3s3-u2-p1-g2",
+    "n2c32h9w9-k32r3s3-p1-g32",
+    "n2c32h9w9-k32r3s3-u2-p1-g32",
+    "n2c32h9w9-k32r5s5-p2-g32",
+    "n2c32h9w9-k32r7s7-p3-g32",
+    "n2c32h9w9-k32r7s7-u2-p3-g32",
+)
+GRID = [
+    *testing.grid(["fprop"], ["f32"]),
+    *testing.random_problems(30, dtype="f32", direction="fprop"),
+    *(ConvProblem.parse(f"fprop-f32-{shape}") for shape in ALIGNED),
+]
 NAMES = [
     name
     for backend in BACKENDS
@@ -28,8 +50,13 @@ NAMES = [
 
 
 def on_gpu(given):
-    moved = {name: value.cuda() for name, value in vars(given).items() if value is not None}
-    return replace(given, **moved)
+    """The operands with their strides, and with what their storage holds between them."""
+
+    def moved(tensor):
+        storage = tensor.untyped_storage().cuda()
+        return tensor.new_empty(0, device="cuda").set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    return replace(given, **{name: moved(value) for name, value in vars(given).items() if value is not None})
 
 
 @functools.cache
@@ -38,10 +65,28 @@ def reasons(problem, flags):
 
 
 def computable(name, flags=0):
-    """The problems of the grid that the kernel computes."""
-    _, _, direction, dtype, *_ = KernelName.parse(name)
+    """The problems of the grid that the kernel computes.
+
+    Triton compiles a kernel anew for most of them, a second or more each time: all are for its smallest tile, of which
+    they fill several, in float32, and some for the others.
+    """
+    backend, _, direction, dtype, *_ = KernelName.parse(name)
     own = [replace(problem, direction=direction, dtype=dtype) for problem in GRID]
-    return [problem for problem in own if not reasons(problem, flags)[name]]
+    found = [problem for problem in own if not reasons(problem, flags)[name]]
+    step = {"cuda": 1, "triton": 12 if name not in SMALLEST else {"f32": 1, "bf16": 3, "f16": 12}[dtype]}[backend]
+    return found[::step]
+
+
+@functools.lru_cache
+def posed(problem, fill):
+    """The problem's operands on the GPU, the oracle's result and the error of torch's own."""
+    given = testing.operands(problem, fill)
+    truth = testing.oracle(problem, given)
+    return on_gpu(given), truth, testing.error(testing.vendor(problem, given), truth)
+
+
+# The last tile of each list.
+SMALLEST = {KernelName.parse(name)._replace(tile=""): name for name in NAMES}.values()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,18 +96,17 @@ def test_exact_on_integers(name):
     capability = 10 * torch.cuda.get_device_capability()[0]
     assert able or int(re.sub(r"\D", "", KernelName.parse(name).isa)) > capability, "it computes nothing"
     for problem in able:
-        given = testing.operands(problem, "integers")
-        result, truth = testing.run(problem, on_gpu(given), name, TF32).cpu(), testing.oracle(problem, given)
+        given, truth, _ = posed(problem, "integers")
+        result = testing.run(problem, given, name, TF32).cpu()
         assert torch.equal(result, truth.to(result.dtype)), problem
 
 
-@pytest.mark.parametrize("name", list({KernelName.parse(name)._replace(tile=""): name for name in NAMES}.values()))
+@pytest.mark.parametrize("name", SMALLEST)
 def test_close_to_float64(name):
-    for problem in computable(name):
-        given = testing.operands(problem)
-        result, truth = testing.run(problem, on_gpu(given), name).cpu(), testing.oracle(problem, given)
-        allowed = testing.tolerance(problem, testing.error(testing.vendor(problem, given), truth))
-        assert testing.error(result, truth) <= allowed, problem
+    for problem in computable(name)[::4]:
+        given, truth, torchs = posed(problem, "normal")
+        result = testing.run(problem, given, name).cpu()
+        assert testing.error(result, truth) <= testing.tolerance(problem, torchs), problem
 
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS["cuda"])
@@ -90,7 +134,7 @@ def test_a_side_stream_is_used():
         torch.cuda._sleep(50_000_000)  # on another stream y would be read before it is written
         y = layer(x) * 1
     stream.synchronize()
-    torch.testing.assert_close(y.double(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(y.double(), expected, rtol=1e-2, atol=1e-2)  # TF32
 
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS["cuda"])
@@ -103,7 +147,7 @@ def test_gradients_on_the_packages_kernels_alone(backend):
     torchs, wide = torchs.double(), x.detach().double().requires_grad_()
     wanted = torch.autograd.grad(torchs(wide).square().sum(), (wide, *torchs.parameters()))
     for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=2e-3, atol=2e-3 * other.abs().max().item())
+        torch.testing.assert_close(one.double(), other, rtol=5e-3, atol=5e-3 * other.abs().max().item())  # TF32
 
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS["cuda"])
@@ -113,21 +157,7 @@ def test_more_than_2_31_elements(problem, backend):
     x = torch.randint(-2, 3, p.x_size, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     w = torch.randint(-2, 3, p.w_size, device="cuda", dtype=torch.bfloat16)
     assert x.numel() > 2**31
-    y = torch.ops.cnnkern.conv2d_fprop(
-        x,
-        w,
-        None,
-        None,
-        None,
-        p.geometry,
-        "none",
-        0.0,
-        None,
-        None,
-        None,
-        None,
-        0,
-        dispatch.choose(p, 0, backend, "cuda"),
-    )
+    kernel = dispatch.choose(p, 0, backend, "cuda")
+    y = ops.FPROP(x, w, None, None, None, p.geometry, "none", 0.0, *ops.NO_PROLOGUE, 0, kernel)
     for image in (0, 32):
         assert torch.equal(y[image], F.conv2d(x[image].float(), w.float(), padding=1, groups=p.groups).bfloat16())
