@@ -37,8 +37,8 @@ class Stage:
 
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu")
-BENCH = ("-m", "cnnkern.cli", "bench", "--device", "cuda")
-MODELS = ("-m", "cnnkern.cli", "bench", "models", "--device", "cuda", "--batch", "32")
+BENCH = ("-m", "cnnkern", "bench", "--device", "cuda")
+MODELS = ("-m", "cnnkern", "bench", "models", "--device", "cuda", "--batch", "32")
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "1", "--report-api-errors", "no")
 SMALL = "exact and ((triton and 16x16x16 and f32) or (cuda and bf16))"
 UNTUNED = {"CNNKERN_TUNED": "0"}
@@ -57,7 +57,7 @@ STAGES = (
     Stage("profile", "counters of a layer of each class", ("-m", "cnnkern.bench.profile"),
           ("ncu", "--profile-from-start", "off", "--clock-control", "none", "--set", "basic", "--csv")),
     Stage("tune", "the fastest config of each layer",
-          ("-m", "cnnkern.cli", "tune", "resnet50", "--device", "cuda", "--budget", "400"),
+          ("-m", "cnnkern", "tune", "resnet50", "--device", "cuda", "--budget", "400"),
           environment={"CNNKERN_TUNED": "{out}/tuned.json"}),
 )  # fmt: skip
 
