@@ -34,7 +34,8 @@ REPLACES = "In place of the suite's own; may be repeated."
 
 out_option = click.option("--out", type=click.Path(path_type=Path), default=OUT, help="Directory of the report.")
 threads_option = click.option("--threads", type=click.IntRange(1), help="Threads of both sides; default: torch's.")
-
+dtype_option = click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)), help=REPLACES)
+batch_option = click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help=REPLACES)
 
 device_option = click.option(
     "--device", "where", type=click.Choice(["cpu", "cuda"]), help="Default: a GPU if there is one that has kernels."
@@ -75,8 +76,8 @@ class Suite(click.ParamType):
 @click.group(invoke_without_command=True)
 @click.option("--suite", type=Suite(), help="A suite, a network or a problem; default: default, on a GPU gpu.")
 @click.option("--direction", "directions", multiple=True, type=click.Choice(DIRECTIONS), help=REPLACES)
-@click.option("--dtype", "dtypes", multiple=True, type=click.Choice(list(DTYPES)), help=REPLACES)
-@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help=REPLACES)
+@dtype_option
+@batch_option
 @click.option("--kernel", metavar="REGEX", help="Each able kernel whose name matches, not the dispatcher's choice.")
 @device_option
 @threads_option

@@ -39,6 +39,7 @@ class Stage:
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu")
 BENCH = ("-m", "cnnkern", "bench", "--device", "cuda")
 MODELS = ("-m", "cnnkern", "bench", "models", "--device", "cuda", "--batch", "32")
+TUNE = ("-m", "cnnkern", "tune", "resnet50", "--device", "cuda")
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "1", "--report-api-errors", "no")
 SMALL = "exact and ((triton and 16x16x16 and f32) or (cuda and bf16))"
 UNTUNED = {"CNNKERN_TUNED": "0"}
@@ -46,6 +47,8 @@ UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor has memory of 
 STAGES = (
     Stage("tests", "every kernel against the oracle", PYTEST, sharded=True),
     Stage("layers", "layer by layer against cuDNN", (*BENCH, "--budget", "400", "--out", "{out}"), environment=UNTUNED),
+    Stage("cuda", "the same by the CUDA C++ kernels", (*BENCH, "--budget", "400", "--out", "{out}/cuda"),
+          environment={**UNTUNED, "CNNKERN_BACKEND": "cuda"}),
     Stage("models", "converted networks against eager", (*MODELS, "--budget", "240", "--out", "{out}"),
           environment=UNTUNED),
     Stage("compiled", "the same against torch.compile",
@@ -57,7 +60,7 @@ STAGES = (
     Stage("profile", "counters of a layer of each class", ("-m", "cnnkern.bench.profile"),
           ("ncu", "--profile-from-start", "off", "--clock-control", "none", "--set", "basic", "--csv")),
     Stage("tune", "the fastest config of each layer",
-          ("-m", "cnnkern", "tune", "resnet50", "--device", "cuda", "--budget", "400"),
+          (*TUNE, "--dtype", "bf16", "--batch", "32", "--budget", "400"),
           environment={"CNNKERN_TUNED": "{out}/tuned.json"}),
 )  # fmt: skip
 

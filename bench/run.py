@@ -38,10 +38,13 @@ Progress = Callable[[Row], None]
 def makers_for(problem: ConvProblem, pattern: str | None) -> dict[str, MakeCall]:
     """What makes a call of the kernel that the dispatcher chooses, or of each able own kernel that matches ``pattern``.
 
-    Raises dispatch.NoKernelError where no own kernel computes the problem.
+    It chooses among the kernels of the backend that is set, if one is. Raises dispatch.NoKernelError where no own
+    kernel computes the problem.
     """
     if pattern is None:
-        return {dispatch.choose(problem, device=device.kind()): own_call}
+        backend = dispatch.settings().backend
+        chosen = dispatch.choose(problem, 0, backend, device.kind())
+        return {chosen: partial(own_call, kernel=chosen) if backend else own_call}
     asked = [
         answer
         for name in OWN_BACKENDS[device.kind()]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -22,7 +22,17 @@ from cnnkern import dispatch, testing
 from cnnkern import tune as tuned
 from cnnkern.backends import OWN_BACKENDS, why_no_gpu
 from cnnkern.bench.allocator import keep_freed_memory
-from cnnkern.bench.cli import STYLES, Suite, budget_option, chosen_cases, first_line, lines_shown, threads_option
+from cnnkern.bench.cli import (
+    STYLES,
+    Suite,
+    batch_option,
+    budget_option,
+    chosen_cases,
+    dtype_option,
+    first_line,
+    lines_shown,
+    threads_option,
+)
 from cnnkern.bench.operands import Operands, draw, own_call
 from cnnkern.bench.peers import vendor_call, vendor_calls
 from cnnkern.bench.run import weight_of
@@ -213,9 +223,14 @@ def measure_all(problems: list[ConvProblem], device: str, budget: float, show: C
 @click.command()
 @click.argument("what", metavar="SUITE|PROBLEM", type=Suite())
 @click.option("--device", type=click.Choice(list(OWN_BACKENDS)), default="cpu", help="Where the tensors are.")
+@dtype_option
+@batch_option
 @threads_option
 @budget_option(210)
-def tune(what: str | ConvProblem, device: str, threads: int | None, budget: float) -> None:
+def tune(
+    what: str | ConvProblem, device: str, dtypes: Sequence[str], batches: Sequence[int], threads: int | None,
+    budget: float,
+) -> None:  # fmt: skip
     """Measures which kernel is the fastest for each problem, and keeps it for later calls on this machine.
 
     SUITE|PROBLEM is a suite or a network as of `cnnkern bench`, or a problem string. Layouts, prologues and epilogues
@@ -225,7 +240,7 @@ def tune(what: str | ConvProblem, device: str, threads: int | None, budget: floa
         raise click.ClickException(reason)
     if threads:
         torch.set_num_threads(threads)
-    problems = list(dict.fromkeys(tuned.bare(case.problem) for case in chosen_cases(what, (), (), ())))
+    problems = list(dict.fromkeys(tuned.bare(case.problem) for case in chosen_cases(what, (), dtypes, batches)))
     with lines_shown(len(problems)) as show:
         all_right = measure_all(problems, device, budget, show)
     click.echo(f"tuned choices: {tuned.describe()}")

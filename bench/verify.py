@@ -138,7 +138,11 @@ def exact(problem: ConvProblem, integers: Operands) -> Tensor:
     if device.kind() == "cpu":
         return vendor_call(problem, integers)()
     wide = {name: None if tensor is None else tensor.double() for name, tensor in vars(integers).items()}
-    return vendor_call(problem, Operands(**wide))().to(integers.x.dtype)
+    torch.backends.cudnn.benchmark = False  # its speed does not matter
+    try:
+        return vendor_call(problem, Operands(**wide))().to(integers.x.dtype)
+    finally:
+        torch.backends.cudnn.benchmark = True
 
 
 def verify(problem: ConvProblem, operands: Operands, output: Tensor, make_call: MakeCall) -> Verdict:
