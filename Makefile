@@ -36,7 +36,8 @@ results: $(BUILT)
 gpu: PYTHON := $(if $(filter .venv/%,$(PYTHON)),python3,$(PYTHON))
 gpu: OUT ?= bench/results/gpu
 gpu:
-	$(PYTHON) -c "import cnnkern" 2>/dev/null || $(PYTHON) -m pip install --no-index --no-deps --no-build-isolation -e .
+	$(PYTHON) -c "import cnnkern.bench, cnnkern.triton_kernels" 2>/dev/null || \
+	$(PYTHON) -m pip install --no-index --no-deps --no-build-isolation -e .
 	$(PYTHON) -m cnnkern.bench.gpu --out $(OUT) $(addprefix --stage ,$(STAGE))
 
 bench-kernels: $(BUILT)

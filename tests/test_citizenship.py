@@ -174,7 +174,7 @@ class TestCompile:
         compiled = torch.compile(network, fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(compiled(x), network(x))
         gradients = [torch.autograd.grad(run(x).sum(), (w, k, pw)) for run in (compiled, network)]
-        torch.testing.assert_close(*gradients)
+        torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-4)  # sums of both signs, in another order
 
     def test_inductor(self):
         layer = cnnkern.Conv2d(4, 6, 3, padding=1).to(memory_format=LAST)
