@@ -43,7 +43,7 @@ inline AxisWalk walk_over_dy(int64_t x, int64_t y, int64_t filter, int64_t befor
   const int64_t size = (x - parity + stride - 1) / stride, every = stride / std::gcd(stride, dilation);
   int64_t first = 0;
   while (first < every && ahead(first) % stride) ++first;
-  if (first == every || first >= filter) return {.size = size};
+  if (first == every || first >= filter) return {.size = size, .upper = size - y};
   const int64_t taps = (filter - 1 - first) / every + 1, last = first + (taps - 1) * every;
   const int64_t lower = ahead(last) / stride;
   return {.size = size,

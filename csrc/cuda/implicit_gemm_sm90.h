@@ -158,7 +158,7 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
     constexpr int kSteps = 4, kAlongK = kSwizzledRow / kSteps;  // bytes of gemm_k in an instruction
     constexpr int kStepOfW = kRowsOfW == Rows::along_k ? kAlongK : kDepth / kSteps * kSwizzledRow;
     const MatrixTile pixels(pixels_of(slot).template as<unsigned char>() + group * (Tile::kPixelBytes / kConsumers));
-    const MatrixTile filters(filters_of(slot), kBoxBytes);
+    const MatrixTile filters(filters_of(slot), kRowsOfW == Rows::along_mn ? kBoxBytes : 0);
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       const MatrixTile w = filters + step * kStepOfW;

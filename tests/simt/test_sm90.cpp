@@ -1,5 +1,8 @@
 // Hopper's part of the host GPU, tested as test_simt.cpp does: each kernel here comes right, and with one thing wrong
 // that has to be told as what it is.
+//
+// What comes right has to on a Hopper GPU too: nvcc compiles the same file for it, as sm90_test [--list] [NAME].
+#include <primitives/device.h>
 #include <primitives/launcher.h>
 #include <primitives/mma_sm90.h>
 #include <primitives/tma.h>
@@ -24,36 +27,39 @@ struct Params {
 };
 using KernelFunction = void (*)(Params);
 
-float x_at(int pixel, int map) { return static_cast<float>((pixel * kMaps + map) % 7 - 3); }
-int thread() { return static_cast<int>(threadIdx.x); }
-bool first_group() { return thread() < kSecond; }
+__host__ __device__ float x_at(int pixel, int map) { return static_cast<float>((pixel * kMaps + map) % 7 - 3); }
+__device__ int thread() { return static_cast<int>(threadIdx.x); }
+__device__ bool first_group() { return thread() < kSecond; }
 
 // --- shared memory: two tiles, then barriers -------------------------------------------------------------------------
 
-Shared<bf16> tile(int i) { return shared_memory<bf16>(i * kTileBytes); }
-Barrier barrier(int i) { return Barrier(shared_memory<uint64_t>(2 * kTileBytes) + i); }
-float element(const Shared<bf16>& tile, int row, int map) {
+__device__ Shared<bf16> tile(int i) { return shared_memory<bf16>(i * kTileBytes); }
+__device__ Barrier barrier(int i) { return Barrier(shared_memory<uint64_t>(2 * kTileBytes) + i); }
+__device__ float element(const Shared<bf16>& tile, int row, int map) {
   return to_float(tile.load(row * 64 + ((map / 8) ^ (row % 8)) * 8 + map % 8));
 }
 
-void make_barriers(int arrivals, bool publish = true) {
+__device__ void make_barriers(int arrivals, bool publish = true) {
   if (thread() == 0) {
     for (int i = 0; i < 4; ++i) barrier(i).make(i < 2 ? 1 : arrivals);
     if (publish) publish_barriers();
   }
 }
-void load(const Params& o, int i, int row = 0) {
+__device__ void load(const Params& o, int i, int row = 0) {
   barrier(i).expect(kTileBytes);
   load_box(tile(i), o.boxes, barrier(i), 0, 0, row);
 }
-void write_number(const Params& o, bool right) { o.to[thread()] = right ? static_cast<float>(thread()) : -1; }
+// By the last block of a cluster: what is wrong in one of them would be there, where addresses have a rank.
+__device__ void write_number(const Params& o, bool right) {
+  if (blockIdx.x + 1 == gridDim.x) o.to[thread()] = right ? static_cast<float>(thread()) : -1;
+}
 
 // --- mbarriers and copies --------------------------------------------------------------------------------------------
 
 enum class Loading { right, no_wait, no_barrier_of_threads, unpublished, too_many_bytes, wrong_parity };
 
 // A box, of which the last rows lie outside of x.
-template <Loading kHow> void load_a_box(Params o) {
+template <Loading kHow> __global__ void load_a_box(const __grid_constant__ Params o) {
   make_barriers(1, kHow != Loading::unpublished);
   if (kHow != Loading::no_barrier_of_threads) __syncthreads();
   if (thread() == kSecond) {
@@ -70,19 +76,24 @@ template <Loading kHow> void load_a_box(Params o) {
   write_number(o, right);
 }
 
+enum class Walking { right, beyond_the_maps, beyond_the_images, wrong_column, from_outside };
+
 // The tap (1, 2) of 3 x 3 pixels of y in each image, from the second pixel on.
-template <bool kRight> void load_pixels_of_a_tap(Params o) {
+template <Walking kHow> __global__ void load_pixels_of_a_tap(const __grid_constant__ Params o) {
   make_barriers(1);
   __syncthreads();
   if (thread() == kSecond) {
+    constexpr int kColumn = kHow == Walking::wrong_column ? 0 : kHow == Walking::from_outside ? 5 : 1;
     barrier(0).expect(kTileBytes);
-    load_pixels(tile(0), o.pixels, barrier(0), 0, kRight ? 1 : 0, -1, 0, 2, 1);
+    load_pixels(tile(0), o.pixels, barrier(0), kHow == Walking::beyond_the_maps ? kMaps : 0, kColumn, -1,
+                kHow == Walking::beyond_the_images ? kImages : 0, 2, 1);
   }
   if (!first_group()) return;
   barrier(0).wait(0);
   const int row = thread() % kRows, pixel = row + 1, image = pixel / 9;
   const int w = pixel % 3 * 2 - 1 + 2, h = pixel / 3 % 3 * 2 - 1 + 1;
-  const bool inside = image < kImages && w < kWidth && h < kHeight;
+  const bool inside = kHow != Walking::beyond_the_maps && kHow != Walking::beyond_the_images && image < kImages &&
+                      w < kWidth && h < kHeight;
   bool right = true;
   for (int map = 0; map < kMaps; ++map)
     right &= element(tile(0), row, map) == (inside ? x_at((image * kHeight + h) * kWidth + w, map) : 0);
@@ -90,7 +101,7 @@ template <bool kRight> void load_pixels_of_a_tap(Params o) {
 }
 
 // The producer fills one tile three times, and all of the first warpgroup read it.
-template <bool kRight> void refill(Params o) {
+template <bool kRight> __global__ void refill(const __grid_constant__ Params o) {
   make_barriers(kSecond);
   __syncthreads();
   bool right = true;
@@ -109,7 +120,7 @@ template <bool kRight> void refill(Params o) {
 }
 
 // Each block of a cluster has one tile copied to both.
-template <bool kRight> void copy_to_both(Params o) {
+template <bool kRight> __global__ void copy_to_both(const __grid_constant__ Params o) {
   make_barriers(2 * kSecond);
   sync_cluster();
   const int rank = static_cast<int>(blockIdx.x) % 2;
@@ -126,7 +137,7 @@ template <bool kRight> void copy_to_both(Params o) {
     for (int to : {0, 1}) barrier(2).arrive_at(kRight ? to : rank);
     if (!kRight && i == 0) barrier(2).arrive_at(rank);
   }
-  if (first_group() && rank == 1) write_number(o, right);
+  if (first_group()) write_number(o, right);
   sync_cluster();
 }
 
@@ -134,7 +145,7 @@ template <bool kRight> void copy_to_both(Params o) {
 
 enum class Storing { right, no_fence, no_barrier, overwritten, not_waited_for };
 
-template <Storing kHow> void store(Params o) {
+template <Storing kHow> __global__ void store(const __grid_constant__ Params o) {
   make_barriers(1);
   __syncthreads();
   if (first_group()) {
@@ -167,7 +178,8 @@ enum class Multiplying {
 };
 
 // D[64][128] = A[64][64] B[64][128] of one warpgroup: A is tile 0, B both tiles; rows run along k, or along m or n.
-template <Rows kRowsA, Rows kRowsB, Multiplying kHow> void multiply_tiles(Params o) {
+template <Rows kRowsA, Rows kRowsB, Multiplying kHow>
+__global__ void multiply_tiles(const __grid_constant__ Params o) {
   make_barriers(4);
   __syncthreads();
   if (thread() == kSecond) {
@@ -178,6 +190,7 @@ template <Rows kRowsA, Rows kRowsB, Multiplying kHow> void multiply_tiles(Params
   }
   if (!first_group()) return;
   float d[64];
+#pragma unroll
   for (float& one : d) one = 1;
   for (int i : {0, 1}) {
     if (kHow != Multiplying::no_wait_for_copies) barrier(i).wait(0);
@@ -188,18 +201,23 @@ template <Rows kRowsA, Rows kRowsB, Multiplying kHow> void multiply_tiles(Params
     sync_warpgroup(1);
   }
   if (kHow != Multiplying::no_fence) begin_products();
+#pragma unroll
   for (int step = 0; step < 4; ++step) {
     const MatrixTile a = MatrixTile(tile(0)) + step * (kRowsA == Rows::along_k ? 32 : 2048);
-    const MatrixTile b = MatrixTile(tile(0), kTileBytes) + step * (kRowsB == Rows::along_k ? 32 : 2048);
+    const MatrixTile b =
+        MatrixTile(tile(0), kRowsB == Rows::along_k ? 0 : kTileBytes) + step * (kRowsB == Rows::along_k ? 32 : 2048);
     if (kHow != Multiplying::half_a_group || thread() % 32 < 16) multiply<bf16, kRowsA, kRowsB>(d, a, b, step > 0);
   }
   if (kHow != Multiplying::no_commit) commit_products();
   if (kHow == Multiplying::refilled && thread() % 32 == 0) barrier(2).arrive();
   if (kHow != Multiplying::no_wait) wait_products<0>();
+  settle(d);
   bool right = true;
-  for (int i = 0; i < 64; ++i) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) {  // d is registers
     const int m = thread() / 32 * 16 + thread() % 32 / 4 + i / 2 % 2 * 8, n = i / 4 * 8 + thread() % 4 * 2 + i % 2;
     float sum = 0;
+#pragma unroll 1
     for (int k = 0; k < 64; ++k) {
       const auto at = [&](bool second, int row, int map) {
         const int pixel = row + (second ? 4 : 0);
@@ -224,27 +242,36 @@ struct Test {
   int cluster = 1;
 };
 
+template <Rows kRowsA, Rows kRowsB>
+constexpr KernelFunction kProducts = multiply_tiles<kRowsA, kRowsB, Multiplying::right>;
+
 const Test kTests[] = {
     {"a box", load_a_box<Loading::right>, ""},
+    {"pixels of a tap", load_pixels_of_a_tap<Walking::right>, ""},
+    {"pixels of a tap, beyond the maps", load_pixels_of_a_tap<Walking::beyond_the_maps>, ""},
+    {"pixels of a tap, beyond the images", load_pixels_of_a_tap<Walking::beyond_the_images>, ""},
+    {"a tile is filled again", refill<true>, ""},
+    {"copies to two blocks", copy_to_both<true>, "", 2},
+    {"a store", store<Storing::right>, ""},
+    {"products", kProducts<Rows::along_k, Rows::along_k>, ""},
+    {"products, A by m", kProducts<Rows::along_mn, Rows::along_k>, ""},
+    {"products, B by n", kProducts<Rows::along_k, Rows::along_mn>, ""},
+    {"products, both", kProducts<Rows::along_mn, Rows::along_mn>, ""},
+    {"products, both, in a cluster", kProducts<Rows::along_mn, Rows::along_mn>, "", 2},
+#if defined(CNNKERN_SIMT)
     {"a box that is not waited for", load_a_box<Loading::no_wait>, "race or poison"},
     {"the phase before is waited for", load_a_box<Loading::wrong_parity>, "race or poison"},
     {"an mbarrier that others do not know of", load_a_box<Loading::no_barrier_of_threads>, "race or poison"},
     {"an mbarrier that the copy engine does not know of", load_a_box<Loading::unpublished>, "misuse"},
     {"more bytes are expected than come", load_a_box<Loading::too_many_bytes>, "deadlock"},
-    {"pixels of a tap", load_pixels_of_a_tap<true>, ""},
-    {"pixels from the wrong column", load_pixels_of_a_tap<false>, "wrong"},
-    {"a tile is filled again", refill<true>, ""},
+    {"pixels from the wrong column", load_pixels_of_a_tap<Walking::wrong_column>, "wrong"},
+    {"pixels from outside of their box", load_pixels_of_a_tap<Walking::from_outside>, "misuse"},
     {"a tile is filled before it is free", refill<false>, "race"},
-    {"copies to two blocks", copy_to_both<true>, "", 2},
     {"a copy to a block that has not released its tile", copy_to_both<false>, "race", 2},
-    {"a store", store<Storing::right>, ""},
     {"a store without the fence of each who wrote", store<Storing::no_fence>, "race"},
     {"a store without a barrier", store<Storing::no_barrier>, "race or poison"},
     {"what is stored is overwritten", store<Storing::overwritten>, "race"},
     {"a store that is not waited for", store<Storing::not_waited_for>, "misuse"},
-    {"products", kMultiply<Multiplying::right>, ""},
-    {"products, A by m", multiply_tiles<Rows::along_mn, Rows::along_k, Multiplying::right>, ""},
-    {"products, B by n", multiply_tiles<Rows::along_k, Rows::along_mn, Multiplying::right>, ""},
     {"products of what has not come", kMultiply<Multiplying::no_wait_for_copies>, "race or poison"},
     {"products without their fence", kMultiply<Multiplying::no_fence>, "misuse"},
     {"products that are not committed", kMultiply<Multiplying::no_commit>, "wrong"},
@@ -252,21 +279,53 @@ const Test kTests[] = {
     {"a tile is released while products read it", kMultiply<Multiplying::refilled>, "race"},
     {"products of half a warp", kMultiply<Multiplying::half_a_group>, "divergence"},
     {"products of what threads wrote, without a fence", kMultiply<Multiplying::written_by_threads>, "race"},
+#endif
 };
+
+// Elements on the device.
+template <class T> class Memory {
+ public:
+  explicit Memory(const std::vector<T>& values) : host_(values), at_(static_cast<T*>(allocate(bytes()))) {
+    upload(at_, host_.data(), bytes());
+  }
+  ~Memory() { release(at_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  T* at() const { return at_; }
+  const std::vector<T>& fetched() {
+    download(host_.data(), at_, bytes());
+    return host_;
+  }
+
+ private:
+  size_t bytes() const { return host_.size() * sizeof(T); }
+
+  std::vector<T> host_;
+  T* at_;
+};
+
+// What an error is named.
+std::string fault_of(const std::exception& error) {
+  std::printf("    %s\n", error.what());
+#if defined(CNNKERN_SIMT)
+  if (const auto* told = dynamic_cast<const simt::Error*>(&error))
+    return simt::kFaultNames[static_cast<int>(told->fault)];
+#endif
+  return "error";
+}
 
 std::string outcome(const Test& test) {
   constexpr int kPixels = kImages * kHeight * kWidth;
-  std::vector<bf16> x(kPixels * kMaps + 64), y(kRows * kMaps + 64);
-  const auto aligned = [](std::vector<bf16>& v) {
-    return reinterpret_cast<bf16*>((reinterpret_cast<uintptr_t>(v.data()) + 63) / 64 * 64);
-  };
-  for (int i = 0; i < kPixels * kMaps; ++i) aligned(x)[i] = from_float<bf16>(x_at(i / kMaps, i % kMaps));
-  std::vector<float> to(kSecond, -1);
+  std::vector<bf16> values(kPixels * kMaps);
+  for (int i = 0; i < kPixels * kMaps; ++i) values[i] = __float2bfloat16_rn(x_at(i / kMaps, i % kMaps));
+  Memory<bf16> x(values), y(std::vector<bf16>(kRows * kMaps));
+  Memory<float> to(std::vector<float>(kSecond, -1));
 
   const cnnkern::ConvProblem problem;
   const std::string name = test.name;
   const Call call{problem, name};
-  const TensorView pixels{.address = aligned(x),
+  const TensorView pixels{.address = x.at(),
                           .dtype = DType::bf16,
                           .rank = 4,
                           .size = {kMaps, kWidth, kHeight, kImages},
@@ -282,21 +341,22 @@ std::string outcome(const Test& test) {
                       .box = {64, 1, kRows},
                       .pixels = {}};
   };
-  const Params params{tensor_map(rows(aligned(x), kPixels), call), tensor_map(pixels, call),
-                      tensor_map(rows(aligned(y), kRows), call), to.data()};
-  const Grid grid{.x = test.cluster, .threads = kThreads, .shared_bytes = 2 * kTileBytes + 32, .cluster = test.cluster};
   try {
-    launch(test.kernel, grid, params, call);
-  } catch (const simt::Error& error) {
-    std::printf("    %s\n", error.what());
-    return simt::kFaultNames[static_cast<int>(error.fault)];
-  }
-  for (int i = 0; i < kSecond; ++i) {
-    if (to[static_cast<size_t>(i)] != static_cast<float>(i)) return "wrong";
+    const Params params{tensor_map(rows(x.at(), kPixels), call), tensor_map(pixels, call),
+                        tensor_map(rows(y.at(), kRows), call), to.at()};
+    launch(test.kernel,
+           {.x = test.cluster, .threads = kThreads, .shared_bytes = 2 * kTileBytes + 32, .cluster = test.cluster},
+           params, call);
+    for (int i = 0; i < kSecond; ++i) {
+      if (to.fetched()[static_cast<size_t>(i)] != static_cast<float>(i)) return "wrong";
+    }
+  } catch (const std::exception& error) {
+    return fault_of(error);
   }
   if (name == "a store") {
+    const std::vector<bf16>& stored = y.fetched();
     for (int i = 0; i < kRows * kMaps; ++i) {
-      if (to_float(aligned(y)[i]) != static_cast<float>(i % kMaps - i / kMaps)) return "wrong";
+      if (__bfloat162float(stored[i]) != static_cast<float>(i % kMaps - i / kMaps)) return "wrong";
     }
   }
   return "";
@@ -309,11 +369,17 @@ bool as_expected(const std::string& found, const std::string& expected) {
 
 }  // namespace
 
-int main() {
-  int failures = 0;
+int main(int argc, char** argv) {
+  const std::string asked = argc > 1 ? argv[1] : "";
+  int failures = 0, run = 0;
   for (const Test& test : kTests) {
+    if (asked == "--list") std::printf("%s\n", test.name);
+    if (!asked.empty() && asked != test.name) continue;
+    ++run;
     for (const uint64_t seed : {0, 1, 2, 3}) {
+#if defined(CNNKERN_SIMT)
       simt::set_seed(seed);
+#endif
       const std::string found = outcome(test);
       if (as_expected(found, test.expected)) continue;
       ++failures;
@@ -321,6 +387,6 @@ int main() {
                   test.expected);
     }
   }
-  std::printf("%zu tests, %d failures\n", std::size(kTests), failures);
-  return failures ? 1 : 0;
+  if (asked != "--list") std::printf("%d tests, %d failures\n", run, failures);
+  return failures || (run == 0 && asked != "--list");
 }

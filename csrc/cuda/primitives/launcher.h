@@ -11,22 +11,22 @@ inline void check(cudaError_t error, const Call& call) {
   if (error != cudaSuccess) fail(call, cudaGetErrorString(error));
 }
 
-// Makes a device the current one for as long as it lives.
+// Makes a device the current one for as long as it lives. It is set even where it is the current one: that gives its
+// context to a thread that has called nothing yet, as autograd's may have, and the driver's functions ask for one.
 class DeviceGuard {
  public:
-  DeviceGuard(int device, const Call& call) {
+  DeviceGuard(int device, const Call& call) : device_(device) {
     check(cudaGetDevice(&before_), call);
-    if (before_ != device) check(cudaSetDevice(device), call);
-    else before_ = -1;
+    check(cudaSetDevice(device), call);
   }
   ~DeviceGuard() {
-    if (before_ >= 0) cudaSetDevice(before_);
+    if (before_ != device_) cudaSetDevice(before_);
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
 
  private:
-  int before_ = -1;
+  int device_, before_ = 0;
 };
 
 // Starts kernel(params) on the call's stream. A grid without blocks is nothing to do.

@@ -1,42 +1,14 @@
 // Tensor cores of Hopper (PTX ISA, "Asynchronous warpgroup level matrix instructions"; sm_90a): a warpgroup, four warps
 // of which the first has a multiple of 4 as its number, multiplies D[64][n] += A[64][k] B[k][n] in float, A and B in
-// shared memory, with k = 16 for 16-bit operands and 8 for float read as TF32: 32 bytes.
+// shared memory (primitives/matrix_tile.h), with k = 16 for 16-bit operands and 8 for float read as TF32: 32 bytes.
 //
 // Thread 32 v + 4 g + t has of D: d[4 j], d[4 j + 1] at row 16 v + g, columns 8 j + 2 t and the next; d[4 j + 2],
 // d[4 j + 3] at row 16 v + g + 8.
-//
-// Operands lie in rows of 128 bytes in blocks of 8, from a multiple of 1024 bytes on, with the 16-byte pieces of row i
-// at piece (its number) xor (i % 8): the 128-byte swizzle, as the copy engine writes it (primitives/tma.h).
 #pragma once
 
-#include <primitives/shared.h>
+#include <primitives/matrix_tile.h>
 
 namespace cnnkern::cuda {
-
-constexpr int kSwizzledRow = 128;  // bytes
-
-// How an operand's rows of 128 bytes run: along gemm_k, or along gemm_m or gemm_n (only for 16-bit types).
-enum class Rows : int { along_k, along_mn };
-
-// Where an operand of one instruction begins.
-class MatrixTile {
- public:
-  // block_bytes: from 128 bytes of gemm_m or gemm_n to the next 128; of no meaning for rows along gemm_k.
-  template <class T> __device__ explicit MatrixTile(Shared<T> at, int block_bytes = 0) {
-    constexpr uint64_t kEightRows = 8 * kSwizzledRow, kSwizzle128 = uint64_t{1} << 62;
-    bits_ = (at.address() >> 4) | static_cast<uint64_t>(block_bytes >> 4) << 16 | (kEightRows >> 4) << 32 | kSwizzle128;
-  }
-  // The tile `bytes` further on, a multiple of 16: 32 for the next k of rows along gemm_k, whole rows else.
-  __device__ MatrixTile operator+(int bytes) const {
-    MatrixTile next = *this;
-    next.bits_ += static_cast<uint32_t>(bytes) >> 4;
-    return next;
-  }
-  __device__ uint64_t bits() const { return bits_; }
-
- private:
-  uint64_t bits_;
-};
 
 // Before the first products, and whenever other instructions have touched the accumulators.
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }

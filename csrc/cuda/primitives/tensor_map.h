@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "../../conv_problem.h"
 
@@ -29,6 +30,24 @@ struct TensorView {
 
   bool operator==(const TensorView&) const = default;
 };
+
+// For errors: sizes by strides, what a copy brings and, of a walk, its corners and steps.
+inline std::string to_string(const TensorView& view) {
+  const auto list = [](const auto* values, int count) {
+    std::string text;
+    for (int i = 0; i < count; ++i) text += (i ? "x" : "") + std::to_string(values[i]);
+    return text;
+  };
+  const auto& walk = view.pixels;
+  std::string text = list(view.size, view.rank) + " by " + list(view.stride, view.rank) + ", " +
+                     list(view.box, walk.walked ? 2 : view.rank) + " at once";
+  if (walk.walked) {
+    for (const int i : {0, 1})
+      text += ", from " + std::to_string(walk.lower[i]) + " to " + std::to_string(walk.upper[i]) + " by " +
+              std::to_string(walk.step[i]);
+  }
+  return text;
+}
 
 constexpr int kLowestCorner = -128, kHighestCorner = 127;  // of a walk over pixels of two coordinates
 constexpr int kMostTapOffset = 254;                        // CUTLASS keeps below 255

@@ -27,6 +27,7 @@ template <class Function> Function driver_function(const char* name, const Call&
 }
 
 inline TensorMap encode(const TensorView& view, const Call& call) {
+  const DeviceGuard guard(call.device, call);  // the driver asks for a context
   static const auto encode_box = driver_function<decltype(&cuTensorMapEncodeTiled)>("cuTensorMapEncodeTiled", call);
   static const auto encode_pixels =
       driver_function<decltype(&cuTensorMapEncodeIm2col)>("cuTensorMapEncodeIm2col", call);
@@ -55,7 +56,8 @@ inline TensorMap encode(const TensorView& view, const Call& call) {
         encode_box(&map, type, rank, address, size, stride_bytes, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
                    CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   }
-  if (result != CUDA_SUCCESS) fail(call, "the driver refuses a tensor map (" + std::to_string(result) + ")");
+  if (result != CUDA_SUCCESS)
+    fail(call, "the driver refuses (" + std::to_string(result) + ") a tensor map of " + to_string(view));
   return map;
 }
 

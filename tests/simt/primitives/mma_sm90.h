@@ -1,33 +1,13 @@
 // The host twin of csrc/cuda/primitives/mma_sm90.h.
 #pragma once
 
-#include <primitives/shared.h>
+#include <primitives/matrix_tile.h>
 
 #include "../sm90.h"
 
 namespace cnnkern::cuda {
 
-constexpr int kSwizzledRow = simt::kRowBytes;
-
-enum class Rows : int { along_k, along_mn };
-
-// The same bits as on the GPU: simt::multiply reads them.
-class MatrixTile {
- public:
-  template <class T> explicit MatrixTile(Shared<T> at, int block_bytes = 0) {
-    bits_ = static_cast<uint64_t>(at.offset() & 0x3ffff) >> 4 | static_cast<uint64_t>(block_bytes >> 4) << 16 |
-            uint64_t{8 * kSwizzledRow >> 4} << 32 | uint64_t{1} << 62;
-  }
-  MatrixTile operator+(int bytes) const {
-    MatrixTile next = *this;
-    next.bits_ += static_cast<uint32_t>(bytes) >> 4;
-    return next;
-  }
-  uint64_t bits() const { return bits_; }
-
- private:
-  uint64_t bits_;
-};
+static_assert(kSwizzledRow == simt::kRowBytes);
 
 inline void begin_products(simt::Site at = simt::Site::current()) { simt::begin_products(at); }
 inline void commit_products(simt::Site at = simt::Site::current()) { simt::commit_products(at); }

@@ -17,7 +17,7 @@ using TensorMap = TensorView;
 inline TensorMap tensor_map(const TensorView& view, const Call& call) {
   const int64_t element = kDTypeSizes[static_cast<int>(view.dtype)];
   const auto need = [&](bool holds, const char* what) {
-    if (!holds) fail(call, std::string("the driver refuses a tensor map: ") + what);
+    if (!holds) fail(call, std::string("the driver refuses (") + what + ") a tensor map of " + to_string(view));
   };
   const bool walked = view.pixels.walked;
   need(reinterpret_cast<uintptr_t>(view.address) % 16 == 0, "its address is no multiple of 16");
@@ -86,6 +86,11 @@ void load_pixels(Shared<T> to, const TensorMap& tensor, const Barrier& counted, 
   const auto& walk = view.pixels;
   if (offset_column < 0 || offset_column > 255 || offset_row < 0 || offset_row > 255)
     simt::fail(simt::Fault::misuse, "a tap's offset is not within 8 bits", at);
+  for (const int i : {0, 1}) {  // PTX ISA, "im2col mode": the filter's corner must be within the bounding box
+    const int64_t corner = i ? row : column;
+    if (corner < walk.lower[i] || corner > view.size[1 + i] - 1 + walk.upper[i])
+      simt::fail(simt::Fault::misuse, "pixels are walked over from outside of their box", at);
+  }
   std::vector<std::array<int64_t, 3>> pixels;  // column, row, image of each
   int64_t x = column, y = row, n = image;
   for (int i = 0; i < view.box[1]; ++i) {
