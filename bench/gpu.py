@@ -45,6 +45,7 @@ SMALL = "exact and ((triton and 16x16x16 and f32) or (cuda and bf16))"
 UNTUNED = {"CNNKERN_TUNED": "0"}
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor has memory of its own, beyond which access is an error
 STAGES = (
+    Stage("kernels", "each CUDA kernel by itself, from its primitives on", ("-m", "cnnkern.bench.kernels")),
     Stage("tests", "every kernel against the oracle", PYTEST, sharded=True),
     Stage("layers", "layer by layer against cuDNN", (*BENCH, "--budget", "400", "--out", "{out}"), environment=UNTUNED),
     Stage("cuda", "the same by the CUDA C++ kernels", (*BENCH, "--budget", "400", "--out", "{out}/cuda"),

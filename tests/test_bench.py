@@ -5,19 +5,20 @@ import io
 import json
 import math
 import platform
+import sys
 
 import pytest
 import torch
 from click.testing import CliRunner
 
-from cnnkern.bench import compare, fused, report, roofline, run, shapes, suites, summary, verify
+from cnnkern.bench import compare, fused, kernels, report, roofline, run, shapes, suites, summary, verify
 from cnnkern.bench.cli import bench
 from cnnkern.bench.operands import draw, own_call
 from cnnkern.bench.peers import vendor_call, vendor_calls
 from cnnkern.bench.record import Comparison, Record, Row, WholeRow
 from cnnkern.bench.suites import Part, Use
 from cnnkern.bench.timing import Ratio, Timing, median_interval, quantile, race, verdict
-from cnnkern.problem import ConvProblem
+from cnnkern.problem import DIRECTIONS, ConvProblem
 
 # --- what is run
 
@@ -465,3 +466,29 @@ def test_overhead_fused_layers_and_models(tmp_path):
     assert len(record.fused) == 2 * len(fused.pairs())
     assert not [line.fault for line in record.fused if line.fault]
     assert [line.setting for line in record.models] == ["forward, f32, batch 1"]
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("print(input(), 'ok')", ""),
+        ("print(input(), 'refused: it is for compute capability 9.0')", ""),
+        ("print(input(), 'refused: it has groups')", "it computes none of the problems"),
+        ("print('a ok'); print('b WRONG at 3'); print('c ok'); exit(1)", "b WRONG at 3"),
+        ("import os; print('a', flush=True); os.abort()", "exit -6: a"),
+        ("import time; print('a', flush=True); time.sleep(60)", "time was up: a"),
+    ],
+)
+def test_what_is_said_of_a_kernel_by_itself(program, why):
+    seconds = 3 if "sleep" in program else 60
+    assert kernels.why_wrong((sys.executable, "-c", program), "problem kernel\n", seconds) == why
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_problems_of_a_kernel_by_itself(direction):
+    kernel = f"cuda_implicit_gemm_{direction}_bf16_nhwc_128x128__sm90"
+    lines = [line.split() for line in kernels.problems(kernel).splitlines()]
+    assert len(lines) >= 30
+    for problem, name in lines:
+        assert ConvProblem.parse(problem).direction == direction
+        assert name == kernel

@@ -44,6 +44,7 @@ SHAPES = (
     "n2c40h9w8-k72r3s3-p1",  # tiles and a tail of maps
     "n1c40h8w8-k16r3s3-u2-p1",  # a stride: four parities of a gradient
     "n1c16h9w7-k24r5s2-u2x1-p2x0x1x1-l1x2",  # unequal in everything
+    "n16c16h10w10-k16r2s2-u2-l2",  # more pixels of x that no tap meets than there are of y
     "n5c64h3w3-k136r3s3-p1",  # more maps than pixels
     "n1c24h6w6-k32r3s3-p1-xs40-ys48",  # slices of wider buffers, aligned
     "n2c3h21w19-k64r7s7-u2-p3",  # stems
