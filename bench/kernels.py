@@ -48,7 +48,7 @@ SHAPES = (
     "n1c12h9w9-k12r2s3-u1x2-l2-g12",
     *(f"n2c128h12w12-k128r3s3-u{stride}-p1-g{groups}" for groups in (32, 16, 8, 4) for stride in (1, 2)),  # grouped
     "n1c40h9w9-k40r3s3-p1-g2",
-    "n16c64h56w56-k256r3s3-p1",  # more tiles than multiprocessors
+    "n16c64h28w28-k512r3s3-p1",  # more tiles than multiprocessors
     "n16c128h28w28-k512r1s1-shift-residual-act:relu",
     "n16c256h28w28-k256r3s3-u2-p1",
 )

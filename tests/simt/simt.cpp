@@ -94,6 +94,15 @@ void go_on() {
   me->fiber->switch_to(*next->fiber);
 }
 
+void check_foreign(const Block& block) {
+  Clock known;
+  for (const auto& thread : block.threads) known.join(thread->seen);
+  for (const auto& [act, at] : block.foreign) {
+    if (!known.covers(act))
+      fail(Fault::misuse, "the last of its block ends without knowing what " + describe(act.id) + " did to it", at);
+  }
+}
+
 void exit_thread() {
   Thread& me = self();
   Block& block = *me.block;
@@ -112,6 +121,7 @@ void exit_thread() {
            meeting.site());
     if (meeting.arrived() == std::popcount(masked->mask & warp.live)) meeting.complete();
   }
+  if (!block.live) check_foreign(block);
 }
 
 // What every fiber runs, thread after thread.
@@ -251,6 +261,10 @@ void end_agent(const Agent& agent) {
   AgentRecord& record = machine.agents[agent.id - machine.threads];
   record.last = agent.time;
   record.acting = false;
+}
+
+void Block::note(const Agent& agent, const Site& at) {
+  if (self().block != this) foreign.push_back({agent.now(), at});
 }
 
 void later(std::function<void()> effect) { machine.effects.push_back(std::move(effect)); }

@@ -184,6 +184,15 @@ struct Block {
   std::vector<Warp> warps;
   int live = 0;
   std::array<Barrier, 16> barriers;  // 0 is that of __syncthreads
+
+  // What others of its cluster did to its shared memory. Of each act a thread of it has to know in the end: else the
+  // act might as well have come after the block had ended.
+  struct Foreign {
+    Epoch act;
+    Site at;
+  };
+  std::vector<Foreign> foreign;
+  void note(const Agent& agent, const Site& at);
 };
 
 // The lanes of `mask` of the running thread's warp carry out an operation; deposits are by lane.

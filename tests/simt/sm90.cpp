@@ -95,6 +95,7 @@ void arrive(const Place& place, int bytes, const Site& at) {
   if (!place.block->live) fail(Fault::misuse, "arrives at an mbarrier of a block that has ended", at);
   Mbarrier& barrier = at_place(place, at);
   if (barrier.pending == 0) fail(Fault::misuse, "arrives at an mbarrier more often than it counts", at);
+  place.block->note(self(), at);
   self().release(barrier.arriving);
   --barrier.pending;
   barrier.bytes += bytes;
@@ -118,6 +119,7 @@ void load_rows(const Place& to, const Place& counted, unsigned blocks, int rows,
     Mbarrier& barrier = at_place({there.get(), counted.offset}, at);
     if (!barrier.published) fail(Fault::misuse, "an mbarrier that the copy engine does not know of", at);
     if (!there->live) fail(Fault::misuse, "copies to a block that has ended", at);
+    there->note(agent, at);
     const Block* const block = there.get();
     later([agent, begin, rows, row_of, block, at, &barrier]() mutable {
       if (!block->live) fail(Fault::misuse, "a block ends before what is copied to it has come", at);

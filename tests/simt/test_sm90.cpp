@@ -119,8 +119,10 @@ template <bool kRight> __global__ void refill(const __grid_constant__ Params o) 
   if (first_group()) write_number(o, right);
 }
 
+enum class Copying { right, not_released, not_awaited };
+
 // Each block of a cluster has one tile copied to both.
-template <bool kRight> __global__ void copy_to_both(const __grid_constant__ Params o) {
+template <Copying kHow> __global__ void copy_to_both(const __grid_constant__ Params o) {
   make_barriers(2 * kSecond);
   sync_cluster();
   const int rank = static_cast<int>(blockIdx.x) % 2;
@@ -134,11 +136,10 @@ template <bool kRight> __global__ void copy_to_both(const __grid_constant__ Para
     if (!first_group()) continue;
     barrier(0).wait(i & 1);
     for (int from : {0, 1}) right &= element(tile(from), thread() % 32, 5) == x_at(thread() % 32 + from + i, 5);
-    for (int to : {0, 1}) barrier(2).arrive_at(kRight ? to : rank);
-    if (!kRight && i == 0) barrier(2).arrive_at(rank);
+    for (int to : {0, 1}) barrier(2).arrive_at(kHow == Copying::not_released ? rank : to);
   }
   if (first_group()) write_number(o, right);
-  sync_cluster();
+  if (kHow != Copying::not_awaited) sync_cluster();  // the other's last arrivals
 }
 
 // --- stores ----------------------------------------------------------------------------------------------------------
@@ -251,7 +252,7 @@ const Test kTests[] = {
     {"pixels of a tap, beyond the maps", load_pixels_of_a_tap<Walking::beyond_the_maps>, ""},
     {"pixels of a tap, beyond the images", load_pixels_of_a_tap<Walking::beyond_the_images>, ""},
     {"a tile is filled again", refill<true>, ""},
-    {"copies to two blocks", copy_to_both<true>, "", 2},
+    {"copies to two blocks", copy_to_both<Copying::right>, "", 2},
     {"a store", store<Storing::right>, ""},
     {"products", kProducts<Rows::along_k, Rows::along_k>, ""},
     {"products, A by m", kProducts<Rows::along_mn, Rows::along_k>, ""},
@@ -267,7 +268,8 @@ const Test kTests[] = {
     {"pixels from the wrong column", load_pixels_of_a_tap<Walking::wrong_column>, "wrong"},
     {"pixels from outside of their box", load_pixels_of_a_tap<Walking::from_outside>, "misuse"},
     {"a tile is filled before it is free", refill<false>, "race"},
-    {"a copy to a block that has not released its tile", copy_to_both<false>, "race", 2},
+    {"a copy to a block that has not released its tile", copy_to_both<Copying::not_released>, "race", 2},
+    {"arrivals that a block does not wait for", copy_to_both<Copying::not_awaited>, "misuse", 2},
     {"a store without the fence of each who wrote", store<Storing::no_fence>, "race"},
     {"a store without a barrier", store<Storing::no_barrier>, "race or poison"},
     {"what is stored is overwritten", store<Storing::overwritten>, "race"},

@@ -90,7 +90,7 @@ struct Expected {
 };
 
 inline Expected make_expected(const ConvProblem& p, const ExactOperands& o) {
-  constexpr double kMostOperations = 2e9;
+  constexpr double kMostOperations = 5e8;
   const Reference reference(p, o);
   const Tensor shape(result_size(p));
   const double each = 2.0 * static_cast<double>(gemm_k(p));
