@@ -7,6 +7,7 @@ are the other two. That gives derivatives of any order, in reverse and in forwar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -63,9 +64,12 @@ def differentiable(rule: Any) -> Callable[..., Any]:
     """
     run, save = rule.run, rule.save
 
+    def run_opened(*args: Any) -> Any:
+        return run(*map(_opened, args))
+
     def setup_context(ctx: Any, args: tuple[Any, ...], output: Any) -> None:
         ctx.set_materialize_grads(False)
-        saved = save(ctx, args, output)
+        saved = save(ctx, tuple(map(_opened, args)), output)
         ctx.save_for_backward(*saved)
         ctx.save_for_forward(*saved)
 
@@ -84,7 +88,7 @@ def differentiable(rule: Any) -> Callable[..., Any]:
         rule.__name__,
         (Function,),
         {
-            "forward": staticmethod(run),
+            "forward": staticmethod(run_opened),
             "setup_context": staticmethod(setup_context),
             "generate_vmap_rule": True,
             **derivatives,
@@ -93,13 +97,24 @@ def differentiable(rule: Any) -> Callable[..., Any]:
 
     def call(*args: Any) -> Any:
         if in_transform():
-            return transformed.apply(*args)
+            return transformed.apply(*(_Closed(arg) if isinstance(arg, tuple) else arg for arg in args))
         if forward_ad._current_level >= 0 or (torch.is_grad_enabled() and torch._C._any_requires_grad(*args)):
             return eager.apply(*args)
         return run(*args)
 
     call.__doc__ = rule.__doc__
     return call
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """A tuple on its way through torch.func, which takes tuples apart but expects one tangent for each argument."""
+
+    value: tuple[Any, ...]
+
+
+def _opened(arg: Any) -> Any:
+    return arg.value if type(arg) is _Closed else arg
 
 
 def _times_scale(w: Tensor, scale: Tensor | None) -> Tensor:

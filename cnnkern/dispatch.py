@@ -131,13 +131,12 @@ def _one_of(setting: str, value: str, values: Sequence[str]) -> str:
 
 
 def _read_environment(environment: Mapping[str, str]) -> Settings:
-    strict = environment.get("CNNKERN_STRICT")
-    return _changed(
-        Settings(),
-        environment.get("CNNKERN_BACKEND") or None,
-        None if not strict else _one_of("CNNKERN_STRICT", strict, ("0", "1")) == "1",
-        environment.get("CNNKERN_FALLBACK") or None,
-    )
+    def read(variable: str, values: Sequence[str]) -> str | None:
+        value = environment.get(variable)
+        return _one_of(variable, value, values) if value else None
+
+    backend = read("CNNKERN_BACKEND", FORCIBLE_BACKENDS)
+    return _changed(Settings(), backend, read("CNNKERN_STRICT", ("0", "1")) == "1", read("CNNKERN_FALLBACK", FALLBACKS))
 
 
 def candidates(

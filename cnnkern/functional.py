@@ -11,8 +11,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+# By name, as they are now: a caller may put this module's functions in the place of torch's.
+from torch.nn.functional import adaptive_avg_pool2d as torch_adaptive_avg_pool2d
+from torch.nn.functional import avg_pool2d as torch_avg_pool2d
+from torch.nn.functional import channel_shuffle as torch_channel_shuffle
+from torch.nn.functional import conv2d as torch_conv2d
+from torch.nn.functional import max_pool2d as torch_max_pool2d
+from torch.nn.functional import max_pool2d_with_indices as torch_max_pool2d_with_indices
 
 from cnnkern import autograd, autograd_tools, composed, dispatch, ops
 from cnnkern.arguments import (
@@ -60,7 +67,7 @@ def conv2d(
     call: tuple[Any, ...] = (input, weight, bias, stride, padding, dilation, groups)
     settings = dispatch.settings(kernel)
     if settings.backend == "vendor" or emits_aten():
-        return F.conv2d(*call)
+        return torch_conv2d(*call)
     if reason := why_not_own(input, weight, bias):
         return _handed_over(reason, settings, call)
     geometry = geometry_of(weight, stride, padding, dilation)
@@ -144,7 +151,8 @@ def fused_conv2d(
         return composed.activate(y, activation, alpha) if after else y
     except RuntimeError as error:
         refusal = error
-    F.conv2d(input, weight, None, stride, padding, dilation, groups)  # raises if it is the convolution that is wrong
+    # Raises if it is the convolution that is wrong.
+    torch_conv2d(input, weight, None, stride, padding, dilation, groups)
     raise refusal
 
 
@@ -205,7 +213,7 @@ def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     """:func:`torch.nn.functional.channel_shuffle` of (N, C, H, W), in input's own layout."""
     if _own_images(input) and type(groups) is int and groups > 0 and input.shape[1] % groups == 0:
         return _call(autograd_tools.channel_shuffle, ops.CHANNEL_SHUFFLE, input, groups)
-    return F.channel_shuffle(input, groups)
+    return torch_channel_shuffle(input, groups)
 
 
 def max_pool2d(
@@ -220,7 +228,7 @@ def max_pool2d(
     """:func:`torch.nn.functional.max_pool2d`: (N, C, P, Q) in input's layout, with the indices if asked for."""
     window = _window(input, kernel_size, stride, padding, dilation)
     if window is None:
-        pool: Any = F.max_pool2d_with_indices if return_indices else F.max_pool2d
+        pool: Any = torch_max_pool2d_with_indices if return_indices else torch_max_pool2d
         return pool(input, kernel_size, stride, padding, dilation, ceil_mode)
     y, indices = _call(autograd_tools.max_pool, ops.MAX_POOL, input, *window, ceil_mode)
     return (y, indices) if return_indices else y
@@ -238,7 +246,7 @@ def avg_pool2d(
     """:func:`torch.nn.functional.avg_pool2d`: (N, C, P, Q) in input's layout."""
     window = None if divisor_override else _window(input, kernel_size, stride, padding, 1)
     if window is None:
-        return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
+        return torch_avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
     return _call(autograd_tools.avg_pool, ops.AVG_POOL, input, *window[:3], ceil_mode, count_include_pad)
 
 
@@ -246,7 +254,7 @@ def global_avg_pool2d(input: Tensor) -> Tensor:
     """The mean of each map: (N, C, 1, 1) of (N, C, H, W), as :func:`torch.nn.functional.adaptive_avg_pool2d` to 1."""
     if _own_images(input):
         return _call(autograd_tools.global_avg_pool, ops.GLOBAL_AVG_POOL, input)
-    return F.adaptive_avg_pool2d(input, 1)
+    return torch_adaptive_avg_pool2d(input, 1)
 
 
 def _flags(settings: Settings, input: Tensor) -> int:
@@ -272,7 +280,7 @@ def _call(eager: Callable[..., Any], operator: Any, *args: Any) -> Any:
 
 
 def _handed_over(reason: str, settings: Settings, call: tuple[Any, ...]) -> Tensor:
-    y = F.conv2d(*call)
+    y = torch_conv2d(*call)
     if settings.kernels.fprop is not None:
         raise dispatch.NoKernelError(f"{settings.kernels.fprop} cannot compute this call: {reason}")
     dispatch.note_fallback(reason)
@@ -281,7 +289,7 @@ def _handed_over(reason: str, settings: Settings, call: tuple[Any, ...]) -> Tens
 
 def _refused(refusal: Exception, settings: Settings, call: tuple[Any, ...]) -> Tensor:
     """What to do when the operator raised: torch says what is wrong with the call, or else computes it."""
-    y = F.conv2d(*call)
+    y = torch_conv2d(*call)
     if settings.kernels.fprop is not None:
         raise refusal
     dispatch.note_fallback(str(refusal))

@@ -15,4 +15,6 @@ try:
 except (ImportError, OSError) as error:
     raise ImportError(f"cnnkern's compiled library cannot be loaded: {error}. {_FIX}") from error
 
+_C.isas()  # raises RuntimeError if CNNKERN_ISA names none: without this every call would fall back to torch
+
 __all__ = ["_C"]

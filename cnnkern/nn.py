@@ -22,6 +22,10 @@ from cnnkern.functional import channel_shuffle, conv2d, depthwise_separable_conv
 for _name in ("channel_shuffle", "conv2d", "depthwise_separable_conv2d", "fused_conv2d"):
     torch.fx.wrap(_name)
 
+# And torch.jit.script compiles a call of these as torch's operator.
+torch.jit._builtins._register_builtin(conv2d, "aten::conv2d")
+torch.jit._builtins._register_builtin(channel_shuffle, "aten::channel_shuffle")
+
 _Size = int | tuple[int, int]
 _TRAINED_FUSED = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -38,12 +42,13 @@ class Conv2d(nn.Conv2d):
 
         A normalisation, a parametrization or a replica keeps them elsewhere.
         """
-        parameters: dict[str, Any] = self._parameters
-        try:
-            weight, bias = parameters["weight"], parameters["bias"]
-        except KeyError:
-            weight, bias = self.weight, self.bias
-        return self._conv_forward(input, weight, bias)
+        if torch.jit.is_scripting():
+            return self._conv_forward(input, self.weight, self.bias)
+        else:  # said, for what stands after an `if` TorchScript compiles in any case
+            parameters: dict[str, Any] = self._parameters
+            if "weight" in parameters and "bias" in parameters:
+                return self._conv_forward(input, parameters["weight"], parameters["bias"])
+            return self._conv_forward(input, self.weight, self.bias)
 
     def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.padding_mode == "zeros":

@@ -170,6 +170,7 @@ def test_vmap(dims):
         lambda conv: vmap(vmap(conv, dims), dims)(*twice),
         lambda conv: vmap(grad(loss(conv), everything), dims)(*given),
         lambda conv: grad(lambda *tensors: vmap(conv, dims)(*tensors).sin().sum(), everything)(*given),
+        lambda conv: jvp(vmap(conv, dims), tuple(given), tuple(given)),
     ):
         torch.testing.assert_close(of(ours), of(theirs))
 

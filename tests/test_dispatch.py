@@ -277,7 +277,9 @@ def test_environment_settings():
     )
     assert "backend='reference', fallback='raise', flags=1" in printed
     assert "CNNKERN_FALLBACK" not in in_new_process("import cnnkern", CNNKERN_FALLBACK="")
-    assert "one of raise, warn, vendor" in in_new_process("import cnnkern", CNNKERN_FALLBACK="never")
+    refused = in_new_process("import cnnkern", CNNKERN_FALLBACK="never")
+    assert "CNNKERN_FALLBACK='never': it is one of raise, warn, vendor" in refused
+    assert "CNNKERN_ISA=sse9: unknown" in in_new_process("import cnnkern", CNNKERN_ISA="sse9")
 
 
 def test_debug_prints_each_problem_once():

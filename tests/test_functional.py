@@ -326,6 +326,15 @@ def test_the_functions_around_convolution_refuse_what_torchs_refuse(name, argume
     assert call(getattr(CF, name), arguments) == raised
 
 
+def test_the_functions_may_take_the_place_of_torchs(monkeypatch):
+    calls = {"conv2d": (x.cfloat(), w.cfloat()), "max_pool2d": (x[0], 2), "avg_pool2d": (x[0], 2)}
+    expected = {name: getattr(F, name)(*arguments) for name, arguments in calls.items()}
+    for name in calls:
+        monkeypatch.setattr(F, name, getattr(CF, name))
+    for name, arguments in calls.items():
+        torch.testing.assert_close(getattr(F, name)(*arguments), expected[name])
+
+
 def test_a_wrong_call_is_not_counted_as_a_fallback():
     dispatch.clear_fallback_counts()
     for arguments in REFUSED.values():

@@ -172,6 +172,17 @@ def test_repr_tells_whose_it_is():
     assert repr(ours) == f"cnnkern.{torchs!r}"
 
 
+@pytest.mark.parametrize("changes", [{}, {"padding": "same", "bias": False}, {"padding": 2, "padding_mode": "reflect"}])
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_torchscript_compiles_torchs_operator(changes):
+    module = nn.Sequential(pair(**changes)[0], nn.ReLU(), cnnkern.nn.ChannelShuffle(2))
+    scripted = torch.jit.script(module)
+    assert "aten::conv2d" in str(scripted.inlined_graph)
+    x = integers(2, 4, 8, 8)
+    assert torch.equal(scripted(x), module(x))
+    assert type(module[0]) is cnnkern.Conv2d
+
+
 def test_symbolic_tracing_keeps_one_node_per_convolution():
     model = nn.Sequential(pair()[0], nn.ReLU())
     graph = torch.fx.symbolic_trace(model)
