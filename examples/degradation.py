@@ -2,7 +2,7 @@
 
 Plain networks of 20 and 56 layers, and the same with shortcuts: the training loss tells whether the deeper one can be
 optimised. Without shortcuts it learns less, with them more: after 20 epochs, a minute on one core, the losses were 0.11
-(plain20), 1.49 (plain56), 0.11 (resnet20) and 0.04 (resnet56). Curves go to degradation.svg.
+(plain20), 1.49 (plain56), 0.11 (resnet20) and 0.04 (resnet56). Curves go to degradation.svg and degradation.png.
 
 pip install cnnkern[train]
 python examples/degradation.py
@@ -15,9 +15,8 @@ from pathlib import Path
 import torch
 
 from cnnkern import models
-from cnnkern.training import RECIPES, Trainer, data
+from cnnkern.training import RECIPES, Trainer, data, plots
 from cnnkern.training.monitoring import Epoch
-from cnnkern.training.plots import panel, svg
 
 NETWORKS = ("plain20", "plain56", "resnet20", "resnet56")
 SIZE = 8  # the digits' own resolution
@@ -42,8 +41,8 @@ def plot(runs: dict[str, list[Epoch]], path: Path) -> None:
     """The losses on the images that are trained on, and the accuracies on others."""
     loss = {name: [row.train_loss for row in rows] for name, rows in runs.items()}
     accuracy = {name: [row.validation_accuracy for row in rows] for name, rows in runs.items()}
-    path.write_text(svg([panel("training loss", loss), panel("validation accuracy", accuracy)]), encoding="utf-8")
+    plots.save({"training loss": loss, "validation accuracy": accuracy}, path)
 
 
 if __name__ == "__main__":
-    plot(histories(), Path("degradation.svg"))
+    plot(histories(), Path("degradation"))

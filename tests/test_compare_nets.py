@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image, ImageColor
 
-from cnnkern.bench import chart
+from cnnkern.bench import canvas, chart
 from cnnkern.bench.chart import Chart, Dot
 from cnnkern.bench.complexity import Compared, Comparison, Measured
 from cnnkern.cli import main
@@ -115,32 +115,32 @@ def test_dots_lie_on_logarithmic_axes_and_their_areas_are_parameters(drawn):
 
 def test_png_has_the_dots_of_the_svg(drawn):
     found, _, image = drawn
-    assert image.size == (chart.WIDTH * chart.FINE, chart.HEIGHT * chart.FINE)
+    assert image.size == (chart.WIDTH * canvas.FINE, chart.HEIGHT * canvas.FINE)
     x, y, radius = found["deep"]
-    colour = ImageColor.getrgb(chart.COLOURS[2])
-    beside_the_grid = (round((at + radius / 2) * chart.FINE) for at in (x, y))
+    colour = ImageColor.getrgb(canvas.COLOURS[2])
+    beside_the_grid = (round((at + radius / 2) * canvas.FINE) for at in (x, y))
     seen = image.getpixel(tuple(beside_the_grid))
-    mixed = [255 + (part - 255) * chart.SEE_THROUGH for part in colour]
+    mixed = [255 + (part - 255) * canvas.SEE_THROUGH for part in colour]
     assert seen == pytest.approx(mixed, abs=2)
 
 
 def test_names_do_not_cover_each_other():
     """Many dots at one place: as many names as there are places around it are apart."""
     dots = tuple(Dot(f"net{i}", 1.0, 1.0, 300.0, f"net{i}: ") for i in range(4))
-    canvas = chart.Svg()
-    chart.draw(Chart("x", "y", "area", dots), canvas)
-    names = [text for text in ElementTree.fromstring(str(canvas)).iter(f"{SVG}text") if text.text.startswith("net")]
+    svg = canvas.Svg(chart.WIDTH, chart.HEIGHT)
+    chart.draw(Chart("x", "y", "area", dots), svg)
+    names = [text for text in ElementTree.fromstring(str(svg)).iter(f"{SVG}text") if text.text.startswith("net")]
     places = [(float(text.get("x")), float(text.get("y"))) for text in names]
     width = len("net0") * chart.LETTER
     for i, one in enumerate(places):
         for other in places[:i]:
-            assert abs(one[0] - other[0]) >= width - 0.1 or abs(one[1] - other[1]) >= chart.FONT - 0.1
+            assert abs(one[0] - other[0]) >= width - 0.1 or abs(one[1] - other[1]) >= canvas.FONT - 0.1
 
 
 def test_what_a_name_has_is_text_and_not_markup():
-    canvas = chart.Svg()
-    chart.draw(Chart("x", "y", "", (Dot("<b>&", 1.0, 1.0, 9.0, "<b>&: "),)), canvas)
-    assert list(circles(str(canvas))) == ["<b>&"]
+    svg = canvas.Svg(chart.WIDTH, chart.HEIGHT)
+    chart.draw(Chart("x", "y", "", (Dot("<b>&", 1.0, 1.0, 9.0, "<b>&: "),)), svg)
+    assert list(circles(str(svg))) == ["<b>&"]
 
 
 @pytest.mark.parametrize(("low", "high", "expected"), [(0.15, 3, [0.2, 0.5, 1, 2]), (40, 60, [50])])

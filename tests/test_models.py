@@ -18,6 +18,8 @@ from cnnkern import models
 from cnnkern.bench import networks
 from cnnkern.cli import main
 from cnnkern.models._blocks import Layers, drop_path_rates, stochastic_depth
+from cnnkern.models.lenet import Maxout
+from cnnkern.training import checks
 
 ROOT = Path(__file__).parents[1]
 
@@ -292,8 +294,11 @@ def test_scores_are_those_of_torch_nn(name):
 
 
 def test_two_gpus_are_one_tower_with_zeros():
-    """A grouped convolution is a dense one whose filters are zero for the maps of the other half."""
+    """A grouped convolution is a dense one whose filters are zero for the maps of the other half; norms aside."""
     split, whole = quiet("alexnet_two_gpu").eval(), quiet("alexnet_one_tower").eval()
+    for index, norm in enumerate(split.features):
+        if isinstance(norm, nn.LocalResponseNorm):
+            whole.features[index] = norm
     state = split.state_dict()
     for key in ("features.4.weight", "features.10.weight", "features.12.weight"):  # conv2, conv4 and conv5
         first, second = state[key].chunk(2)
@@ -356,10 +361,15 @@ def test_stochastic_depth_keeps_the_mean_and_drops_whole_images():
     assert drop_path_rates(0.5, 3) == [0, 0.25, 0.5]
 
 
+RESIDUAL = [
+    *("resnet*", "wide_resnet*", "resnext*", "seresnet*", "preact_resnet*", "inception_resnet*", "xception"),
+    *("fractalnet*", "mobilenet_v[23]*", "shufflenet_v1", "efficientnet*", "convnext*", "regnet*"),
+]
+
+
 def test_stochastic_depth_is_of_training_and_of_any_residual_network():
-    for name in models.list():
-        if "zero_init_residual" in models.entry(name).options:
-            assert "drop_path" in models.entry(name).options
+    able = {name for name in models.list() if "drop_path" in models.entry(name).options}
+    assert able == {name for pattern in RESIDUAL for name in models.list(pattern)}
     torch.manual_seed(0)
     model = shaken(models.create("resnet20", drop_path=0.9))
     x = images("resnet20", 4)
@@ -369,6 +379,22 @@ def test_stochastic_depth_is_of_training_and_of_any_residual_network():
     assert torch.equal(model.eval()(x), same(x))
     with pytest.raises(ValueError, match="drop_path=1"):
         models.create("resnet20", drop_path=1)
+
+
+@pytest.mark.parametrize("activation", ["leaky_relu", "elu", "maxout", "tanh", "sigmoid"])
+def test_activations_of_lenet(activation):
+    torch.manual_seed(0)
+    model = models.create("lenet5", activation=activation)
+    x = images("lenet5", 2)
+    assert not torch.allclose(model(x), models.create("lenet5")(x))
+    checked = checks.gradients(model, x)
+    assert all(check.passed for check in checked)
+
+
+def test_maxout_is_the_greatest_of_its_pieces():
+    x = torch.tensor([[1.0, 4.0, 3.0, 2.0]])
+    assert torch.equal(Maxout(2)(x), torch.tensor([[4.0, 3.0]]))
+    assert Maxout(2)(x[:, :, None, None]).shape == (1, 2, 1, 1)
 
 
 def test_residual_branches_start_as_the_identity():
@@ -400,12 +426,14 @@ def test_unknown_names_and_options_are_told_what_there_is():
         models.create("resnet5O")
     with pytest.raises(TypeError, match="resnet50 has no option stride: it takes stride_in, drop_path"):
         models.create("resnet50", stride=2)
-    with pytest.raises(TypeError, match="lenet5 has no option width: it takes none"):
-        models.create("lenet5", width=2)
+    with pytest.raises(TypeError, match="nin has no option width: it takes dropout"):
+        models.create("nin", width=2)
     with pytest.raises(ValueError, match="stride_in='5x5'"):
         models.create("resnet50", stride_in="5x5")
     with pytest.raises(ValueError, match="groups=5"):
         models.create("shufflenet_v1", groups=5)
+    with pytest.raises(ValueError, match="activation='swish'"):
+        models.create("lenet5", activation="swish")
 
 
 def test_list_is_sorted_and_takes_a_pattern():

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import cnnkern
 from cnnkern import models
-from cnnkern.bench import networks
+from cnnkern.bench import canvas, networks
 from cnnkern.training import RECIPES, Trainer, data
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -45,9 +45,10 @@ def test_example_degradation(tmp_path):
     example = run_example("degradation")
     runs = example["histories"](epochs=2, networks=("plain20", "resnet20"))
     assert [len(history) for history in runs.values()] == [2, 2]
-    example["plot"](runs, tmp_path / "degradation.svg")
-    drawn = ElementTree.parse(tmp_path / "degradation.svg")
-    assert len(drawn.findall(".//{*}polyline")) == 4
+    example["plot"](runs, tmp_path / "degradation")
+    drawn = ElementTree.parse(tmp_path / "degradation.svg").findall(".//{*}polyline")
+    assert sum(line.get("stroke") != canvas.GRID for line in drawn) == 4
+    assert (tmp_path / "degradation.png").exists()
 
 
 def test_example_convert_resnet50(capsys):

@@ -5,15 +5,30 @@ import math
 import random
 from dataclasses import asdict, replace
 from functools import partial
+from xml.etree import ElementTree
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import cnnkern
-from cnnkern.training import RECIPES, Recipe, Trainer, averages, checks, losses, monitoring, schedules, search, transfer
+from cnnkern.bench import canvas
+from cnnkern.training import (
+    RECIPES,
+    Recipe,
+    Trainer,
+    averages,
+    checks,
+    losses,
+    monitoring,
+    plots,
+    schedules,
+    search,
+    transfer,
+)
 from cnnkern.training import checkpoint as checkpoints
 from cnnkern.training.augmentation import random_affine
 from cnnkern.training.data import Data
@@ -159,7 +174,9 @@ def test_a_run_goes_on_bit_for_bit(recipe, data, tmp_path):
         assert asdict(ours) | {"seconds": 0} == asdict(theirs) | {"seconds": 0}
     rows = list(csv.DictReader((tmp_path / "history.csv").open()))
     assert [float(row["train_loss"]) for row in rows] == [row.train_loss for row in whole.history]
-    assert (tmp_path / "curves.svg").read_text().count("<polyline") == 7
+    lines = ElementTree.parse(tmp_path / "curves.svg").findall(".//{*}polyline")
+    assert sum(line.get("stroke") != canvas.GRID for line in lines) == 7
+    assert Image.open(tmp_path / "curves.png").size == (4 * plots.WIDTH * canvas.FINE, plots.HEIGHT * canvas.FINE)
     assert len(list(csv.DictReader((tmp_path / "activations.csv").open()))) == 4
 
 
@@ -316,6 +333,8 @@ def test_random_search_is_even_in_the_logarithm_and_looks_at_validation_only(dat
     for decade in range(4):
         assert sum(10**-4 <= value / 10**decade < 10**-3 for value in draws) == pytest.approx(100, abs=35)
     blind = replace(data, test=None)
-    trials = search.random_search(network, blind, replace(SMALL, epochs=2), trials=3, space={"lr": (1e-6, 0.1)})
+    trials = list(search.random_search(network, blind, replace(SMALL, epochs=2), trials=3, space={"lr": (1e-6, 0.1)}))
     assert len({trial.values["lr"] for trial in trials}) == 3
-    assert [trial.accuracy for trial in trials] == sorted((trial.accuracy for trial in trials), reverse=True)
+    assert search.best(trials).accuracy == max(trial.accuracy for trial in trials)
+    assert search.around(SMALL) == {"lr": (SMALL.lr / 30, SMALL.lr * 30), "weight_decay": (1e-3 / 30, 1e-3 * 30)}
+    assert list(search.around(RECIPES["lbfgs"])) == ["lr"]

@@ -56,6 +56,14 @@ def test_checks_by_command():
     assert "first loss" in output
 
 
+def test_search_by_command():
+    code, output = run("train", "lenet5", "--search", 2, "--size", 16, "--epochs", 1, "--batch", 512)
+    assert code == 0
+    *trials, best = output.splitlines()
+    assert len(trials) == 2
+    assert best.removeprefix("best on the validation set: ") in "".join(trials)
+
+
 def images(folder, greys):
     from PIL import Image
 
@@ -90,12 +98,14 @@ def test_a_new_classifier_on_trained_layers(tmp_path):
     ("arguments", "message"),
     [
         (["lenet"], "did you mean lenet5"),
+        (["lenet5", "--option", "width=2"], "lenet5 has no option width: it takes activation"),
+        (["lenet5", "--option", "width"], "is not like drop_path=0.2"),
         (["lenet5", "--data", "nowhere"], "neither 'digits' nor a folder"),
         (["lenet5", "--resume", "--out", "nowhere"], "nowhere/checkpoint.pt"),
         (["lenet5", "--recipe", "none"], "is not one of"),
         (["lenet5", "--recipe", "snapshots", "--epochs", "7"], "do not divide"),
     ],
-    ids=["network", "data", "checkpoint", "recipe", "cycles"],
+    ids=["network", "unknown option", "option", "data", "checkpoint", "recipe", "cycles"],
 )
 def test_a_mistake_is_a_message(arguments, message):
     code, output = run("train", *arguments)

@@ -27,6 +27,16 @@ def test_digits_are_split_once_and_for_all():
     assert normal.std().item() == pytest.approx(1, abs=0.02)
 
 
+def test_a_mean_image_is_subtracted_pixel_by_pixel():
+    digits = data.digits(8, resize=1.5)
+    centred = data.with_mean_image(digits)
+    images, _ = data.first(digits.train, 2000)
+    assert digits.normalise(images).mean(0).abs().max() > 0.5
+    assert centred.normalise(images).mean(0).abs().max() < 0.1  # the mean is of fewer images
+    assert centred.normalise(images[:, :, :8, :8]).shape == (1258, 1, 8, 8)
+    assert centred.channels == 1
+
+
 def test_a_folder_of_images(tmp_path):
     from PIL import Image
 

@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
+from cnnkern import models
+from cnnkern.training.model_parallel import Gather, split
 from cnnkern.training.sync_batch_norm import merge
 
 SCRIPT = Path(__file__).with_name("two_processes.py")
@@ -72,6 +75,17 @@ def test_the_loss_curve_is_that_of_one_process(script, results):
 def test_a_run_of_two_processes_goes_on_bit_for_bit(results):
     for (_, weights, _), resumed in zip(results("training"), results("resumed"), strict=True):
         assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+def test_the_model_of_alexnet_is_halved():
+    with torch.device("meta"):
+        model = models.create("alexnet_two_gpu")
+        layers = [*model.features, model.avgpool, nn.Flatten(), *model.classifier]
+        halves = [split(layers, rank) for rank in (0, 1)]
+    for half in halves:
+        assert 2 * sum(tensor.numel() for tensor in half.parameters()) == models.cost("alexnet_two_gpu").parameters
+        # Before conv3 and the three linear layers, and of the scores.
+        assert sum(isinstance(layer, Gather) for layer in half) == 5
 
 
 def test_alexnet_on_two_processes_is_the_grouped_one(script, results):

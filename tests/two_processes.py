@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 import cnnkern
+from cnnkern.models.alexnet import TABLES, features
 from cnnkern.training import Recipe, Trainer, model_parallel
 from cnnkern.training.data import Data
 from cnnkern.training.distributed import process_group
@@ -80,22 +81,12 @@ def resumed_training():
 
 
 def grouped_alexnet():
-    """AlexNet as on two GPUs with a twelfth of its maps: the layers, their order and their groups are the paper's."""
+    """The layers of AlexNet as on two GPUs, with an eighth of its maps and few neurons."""
     torch.manual_seed(5)
-    relu, pool = nn.ReLU, lambda: nn.MaxPool2d(3, 2)
-
-    def norm():
-        return model_parallel.GroupedLocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2)
-
-    conv = cnnkern.Conv2d
-    features = [
-        *[conv(3, 8, 11, 4), relu(), pool(), norm()],
-        *[conv(8, 20, 5, padding=2, groups=2), relu(), pool(), norm()],
-        *[conv(20, 32, 3, padding=1), relu(), conv(32, 32, 3, padding=1, groups=2), relu()],
-        *[conv(32, 20, 3, padding=1, groups=2), relu(), pool()],
-    ]
-    hidden = [nn.Flatten(), nn.Linear(20 * 4, 24), relu(), nn.Linear(24, 24), relu(), nn.Linear(24, 10)]
-    return nn.Sequential(*features, *hidden).double()
+    table = [(row[0] // 8, *row[1:]) if isinstance(row, tuple) else row for row in TABLES["alexnet_two_gpu"]]
+    layers, maps = features(table, 3)
+    hidden = [nn.Linear(maps * 4, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Flatten(), *hidden, nn.Linear(24, 10)).double()
 
 
 def results_of_alexnet(model):

@@ -38,8 +38,9 @@ from cnnkern.models import (  # noqa: F401  (each registers what it defines)
     vgg,
     xception,
 )
+from cnnkern.models._errors import Error
 from cnnkern.models._network import Network, Outputs
-from cnnkern.models._registry import Entry, Error, create, entry, load_torchvision, register
+from cnnkern.models._registry import Entry, create, entry, load_torchvision, register
 from cnnkern.models._registry import names as list  # noqa: A004
 from cnnkern.models._table import Cost, cost, table
 

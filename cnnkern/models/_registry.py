@@ -7,22 +7,15 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
+from cnnkern.models._errors import ERRORS, Error
 from cnnkern.models._network import Network
 
 # build(name, num_classes, in_channels, **options): the options are its keyword-only parameters.
 Builder = Callable[..., Network]
-
-
-class Error(NamedTuple):
-    """A published error on ImageNet's 1000 classes, in percent, and how it was measured."""
-
-    top1: float | None
-    top5: float | None
-    source: str
 
 
 @dataclass(frozen=True)
@@ -61,14 +54,12 @@ def register(
     input_size: tuple[int, int, int] = (3, 224, 224),
     num_classes: int = 1000,
     torchvision: bool = False,
-    errors: Mapping[str, Error] | None = None,
 ) -> Callable[[Builder], Builder]:
     """Decorates the builder of one or several architectures with the facts of :class:`Entry`."""
 
     def add(build: Builder) -> Builder:
         for name in names:
-            error = (errors or {}).get(name)
-            facts = (name, build, year, paper, input_size, smallest, num_classes, torchvision, error)
+            facts = (name, build, year, paper, input_size, smallest, num_classes, torchvision, ERRORS.get(name))
             _entries[name] = Entry(*facts)
         return build
 

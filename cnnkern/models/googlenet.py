@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cnnkern.models._blocks import GlobalAvgPool2d, MaxPool2d, initialise, named_conv_bn
 from cnnkern.models._network import Network, Outputs
-from cnnkern.models._registry import Error, register
+from cnnkern.models._registry import register
 
 # 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection; an integer is a max-pool of that size, of stride 2.
 Row = tuple[int, int, int, int, int, int]
@@ -145,14 +145,7 @@ def between_minus_one_and_one(images: Tensor) -> Tensor:
 PAPER = "Szegedy et al., arXiv 1409.4842"
 
 
-@register(
-    "googlenet",
-    year=2014,
-    paper=PAPER,
-    smallest=15,
-    torchvision=True,
-    errors={"googlenet": Error(None, 6.7, "ILSVRC 2014, seven networks")},
-)
+@register("googlenet", year=2014, paper=PAPER, smallest=15, torchvision=True)
 def googlenet(
     name: str,
     num_classes: int,

@@ -24,7 +24,7 @@ TABLE = [
 
 @register("inception_v2", year=2015, paper="Ioffe and Szegedy, arXiv 1502.03167", smallest=1)
 def inception_v2(name: str, num_classes: int, in_channels: int) -> PooledNetwork:
-    """Inception v2; no dropout."""
+    """Inception v2; no dropout. With 7x7 as 7x1 and 1x7, and 3x3 as 3x1 and 1x3, it is inception_v3."""
     features, maps = stack(in_channels, TABLE)
     model = PooledNetwork(features, maps, num_classes)
     initialise(model, model.fc)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from cnnkern.models._blocks import GlobalAvgPool2d, MaxPool2d, add_residual, drop_path_rates, initialise
 from cnnkern.models._network import Network
-from cnnkern.models._registry import Error, register
+from cnnkern.models._registry import register
 from cnnkern.nn import Conv2d, conv_bn_act
 
 
@@ -133,13 +133,7 @@ CIFAR = [name for name in TABLES if name not in IMAGENET and not name.startswith
 HE = "He et al., arXiv 1603.05027"
 
 
-@register(
-    *IMAGENET,
-    year=2016,
-    paper=HE,
-    smallest=1,
-    errors={"preact_resnet152": Error(21.1, None, HE), "preact_resnet200": Error(20.7, None, HE)},
-)
+@register(*IMAGENET, year=2016, paper=HE, smallest=1)
 @register(*CIFAR, year=2016, paper=HE, input_size=(3, 32, 32), smallest=1, num_classes=10)
 @register(
     "wide_resnet28_10",

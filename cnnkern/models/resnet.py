@@ -21,7 +21,7 @@ from cnnkern.models._blocks import (
     initialise,
 )
 from cnnkern.models._network import Network
-from cnnkern.models._registry import Error, register
+from cnnkern.models._registry import register
 from cnnkern.nn import Conv2d, conv_bn_act
 
 MAPS = (64, 128, 256, 512)  # of the four stages; each but the first halves the resolution
@@ -183,7 +183,6 @@ def initialise_residual(model: nn.Module, classifier: nn.Module, zero_init_resid
 
 
 HE = "He et al., arXiv 1512.03385"
-ONE_CROP = "torchvision, one crop of 224"
 
 
 @register("plain18", "plain34", year=2015, paper=HE, smallest=1)
@@ -194,15 +193,7 @@ def plain(name: str, num_classes: int, in_channels: int) -> ResNet:
     return model
 
 
-@register(
-    "resnet18",
-    "resnet34",
-    year=2015,
-    paper=HE,
-    smallest=1,
-    torchvision=True,
-    errors={"resnet18": Error(None, 10.92, ONE_CROP), "resnet34": Error(None, 8.58, ONE_CROP)},
-)
+@register("resnet18", "resnet34", year=2015, paper=HE, smallest=1, torchvision=True)
 def resnet(
     name: str, num_classes: int, in_channels: int, *, drop_path: float = 0.0, zero_init_residual: bool = True
 ) -> ResNet:
@@ -212,20 +203,7 @@ def resnet(
     return model
 
 
-@register(
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    year=2015,
-    paper=HE,
-    smallest=1,
-    torchvision=True,
-    errors={
-        "resnet50": Error(None, 7.13, ONE_CROP),
-        "resnet101": Error(None, 6.44, ONE_CROP),
-        "resnet152": Error(21.3, 5.94, ONE_CROP),
-    },
-)
+@register("resnet50", "resnet101", "resnet152", year=2015, paper=HE, smallest=1, torchvision=True)
 @register(
     "wide_resnet50_2",
     "wide_resnet101_2",

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from cnnkern.models._blocks import Layers, MaxPool2d, initialise
 from cnnkern.models._network import Network
-from cnnkern.models._registry import Error, register
+from cnnkern.models._registry import register
 from cnnkern.nn import Conv2d
 
 MAPS = (64, 128, 256, 512, 512)  # of the five stages
@@ -56,7 +56,6 @@ class VGG(Network):
     paper="Simonyan and Zisserman, arXiv 1409.1556",
     smallest=32,
     torchvision=True,
-    errors={"vgg16": Error(None, 9.62, "torchvision, one crop of 224; 7.3 in ILSVRC 2014")},
 )
 def vgg(name: str, num_classes: int, in_channels: int, *, dropout: float = 0.5) -> VGG:
     """VGG of 11, 13, 16 or 19 layers with weights, with or without batch normalisation."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import nn
 
-from cnnkern.training import checkpoint, checks, distributed, transfer
+from cnnkern.training import checkpoint, checks, distributed, search, transfer
 from cnnkern.training import data as datasets
 from cnnkern.training.data import Data
 from cnnkern.training.monitoring import Epoch
@@ -25,6 +27,22 @@ from cnnkern.training.trainer import Trainer
 CHECKED = 4  # images whose gradients are checked
 
 
+class Setting(click.ParamType):
+    """drop_path=0.2 as ("drop_path", 0.2); a value is JSON, or else a word."""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> tuple[str, Any]:
+        """The name and the value."""
+        name, equals, text = value.partition("=")
+        if not equals:
+            self.fail(f"{value!r} is not like drop_path=0.2", param, context)
+        try:
+            return name, json.loads(text)
+        except ValueError:
+            return name, text
+
+
 @click.command()
 @click.argument("net")
 @click.option("--data", "source", default="digits", show_default=True, help="digits, or a folder of <class>/<image>.")
@@ -32,6 +50,8 @@ CHECKED = 4  # images whose gradients are checked
 @click.option("--epochs", type=click.IntRange(1), help="In place of the recipe's.")
 @click.option("--batch", type=click.IntRange(1), help="In place of the recipe's; of all processes together.")
 @click.option("--lr", type=float, help="In place of the recipe's.")
+@click.option("--weight-decay", type=float, help="In place of the recipe's.")
+@click.option("--option", "options", type=Setting(), multiple=True, help="Of NET, for example drop_path=0.2.")
 @click.option(
     "--size", type=click.IntRange(1), help="Side of the network's input; default: 32 (digits), 224 (a folder)."
 )
@@ -42,21 +62,27 @@ CHECKED = 4  # images whose gradients are checked
     "--pretrained", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="Weights to start from."
 )
 @click.option("--check", is_flag=True, help="Only check gradients, the first loss, and that 20 images can be learnt.")
+@click.option(
+    "--search", "trials", type=click.IntRange(1), help="Only try so many rates and weight decays, drawn at random."
+)
 def train(
-    net: str, source: str, name: str, size: int | None, seed: int, out: Path, resume: bool, pretrained: Path | None,
-    check: bool, **changes: Any,
+    net: str, options: tuple[tuple[str, Any], ...], source: str, name: str, size: int | None, seed: int, out: Path,
+    resume: bool, pretrained: Path | None, check: bool, trials: int | None, **changes: Any,
 ) -> None:  # fmt: skip
     """Train NET, a model of cnnkern.models, on data by a recipe.
 
-    --out gets a checkpoint after every epoch, history.csv, curves.svg and activations.csv. Processes share the work
-    under torchrun --no-python --nproc-per-node 2 cnnkern train ...
+    --out gets a checkpoint after every epoch, history.csv, activations.csv, and curves as .svg and .png. Processes
+    share the work under torchrun --no-python --nproc-per-node 2 cnnkern train ...
     """
     with distributed.process_group() as device, _errors_shown():
         recipe = replace(RECIPES[name], **{field: value for field, value in changes.items() if value is not None})
         console = Console(quiet=distributed.rank() > 0)
         data = datasets.load(source, size, recipe.resize)
+        build = partial(network, net, data, dict(options))
+        if trials:
+            return run_search(build, data, recipe, trials, seed, device, console)
         torch.manual_seed(seed)
-        model = network(net, data)
+        model = build()
         if pretrained is not None:
             console.print(f"drawn anew: {', '.join(start_from(model, pretrained)) or 'nothing'}")
         if check:
@@ -70,11 +96,11 @@ def train(
         console.print(f"test loss {loss:.4f}, accuracy {accuracy:.2%}; curves in {out / 'curves.svg'}")
 
 
-def network(name: str, data: Data) -> nn.Module:
-    """The model of that name for the data's channels and classes."""
+def network(name: str, data: Data, options: dict[str, Any]) -> nn.Module:
+    """The model of that name for the data's channels and classes, with options of its own."""
     from cnnkern import models
 
-    return models.create(name, num_classes=len(data.classes), in_channels=data.channels)
+    return models.create(name, **{"num_classes": len(data.classes), "in_channels": data.channels, **options})
 
 
 def start_from(model: nn.Module, path: Path) -> list[str]:
@@ -118,10 +144,26 @@ def run_checks(model: nn.Module, data: Data, console: Console) -> None:
         raise click.exceptions.Exit(1)
 
 
+def run_search(
+    build: Callable[[], nn.Module], data: Data, recipe: Recipe, trials: int, seed: int, device: torch.device,
+    console: Console,
+) -> None:  # fmt: skip
+    """Prints every trial, and the options of the best."""
+    done = []
+    for trial in search.random_search(build, data, recipe, trials, seed=seed, device=device):
+        done.append(trial)
+        console.print(f"accuracy {trial.accuracy:.2%}  loss {trial.loss:.4f}  {_as_options(trial)}", soft_wrap=True)
+    console.print(f"best on the validation set: {_as_options(search.best(done))}", soft_wrap=True)
+
+
+def _as_options(trial: search.Trial) -> str:
+    return " ".join(f"--{name.replace('_', '-')} {value:.2e}" for name, value in trial.values.items())
+
+
 @contextmanager
 def _errors_shown() -> Iterator[None]:
     """What a user can put right is a line and no traceback."""
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except (FileNotFoundError, TypeError, ValueError) as error:
         raise click.ClickException(str(error)) from error

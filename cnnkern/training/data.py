@@ -6,7 +6,7 @@ that a run's seed changes the weights and the order and never what is held out.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class Data:
     size: int
     """Height and width of the network's input; the sets' images may be larger, for crops to be cut from them."""
     mean: Tensor
-    """(C, 1, 1), of the training set."""
+    """(C, 1, 1), or the mean image (C, side, side), of the training set."""
     deviation: Tensor
     """(C, 1, 1), of the training set."""
     workers: int = 0
@@ -44,8 +44,11 @@ class Data:
         return len(self.mean)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) with mean 0 and deviation 1 over the training set."""
-        return (images - self.mean.to(images.device)) / self.deviation.to(images.device)
+        """Images (N, C, H, W) with mean 0 and deviation 1 over the training set; a mean image is scaled to theirs."""
+        mean = self.mean.to(images.device)
+        if mean.shape[1] > 1:
+            mean = F.interpolate(mean[None], size=images.shape[2:], mode="bilinear")[0]
+        return (images - mean) / self.deviation.to(images.device)
 
 
 class ImageFolder(Dataset):
@@ -111,6 +114,12 @@ def load(name: str, size: int | None = None, resize: float = 1.0) -> Data:
     if not Path(name).is_dir():
         raise ValueError(f"{name!r} is neither 'digits' nor a folder")
     return folder(Path(name), **sized, resize=resize)
+
+
+def with_mean_image(data: Data) -> Data:
+    """The same, with the mean image subtracted in place of a mean per channel (Krizhevsky et al. 2012, section 2)."""
+    images, _ = first(data.train, MEASURED)
+    return replace(data, mean=images.mean(0))
 
 
 def first(dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:

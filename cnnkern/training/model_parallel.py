@@ -14,26 +14,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import Function
 
+from cnnkern.models.alexnet import GroupedLocalResponseNorm
+
 PROCESSES = 2
-
-
-class GroupedLocalResponseNorm(nn.LocalResponseNorm):
-    """nn.LocalResponseNorm within each of ``groups`` runs of maps, as where each GPU normalises its own."""
-
-    def __init__(
-        self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, groups: int = PROCESSES
-    ) -> None:
-        super().__init__(size, alpha, beta, k)
-        self.groups = groups
-
-    def forward(self, input: Tensor) -> Tensor:
-        """(N, C, H, W) of (N, C, H, W)."""
-        parts = input.chunk(self.groups, dim=1)
-        return torch.cat([F.local_response_norm(part, self.size, self.alpha, self.beta, self.k) for part in parts], 1)
 
 
 class Gather(nn.Module):
@@ -77,7 +63,7 @@ def split(layers: Iterable[nn.Module], rank: int) -> nn.Sequential:
             classes are even. Layers without parameters work on their own half.
         rank: 0 or 1.
 
-    AlexNet of cnnkern.models is ``[*model.features, model.avgpool, nn.Flatten(), *model.classifier]``.
+    ``models.create("alexnet_two_gpu")`` is ``[*model.features, model.avgpool, nn.Flatten(), *model.classifier]``.
 
     Given the same images (N, C, H, W), both halves return the same logits (N, classes). Raises ValueError for a layer
     that cannot be halved.

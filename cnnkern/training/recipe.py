@@ -34,6 +34,8 @@ class Recipe:
     auxiliary_weight: float = 0.3
     l1: float = 0.0
     """Weight of the L1 penalty; with ``weight_decay`` an elastic net."""
+    mean_image: bool = False
+    """Whether the training set's mean image is subtracted, in place of a mean per channel."""
     resize: float = 1.0
     """The side of the images that crops are cut from, as a multiple of the network's input size."""
     crop: Crop = centre_crop

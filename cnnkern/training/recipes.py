@@ -42,6 +42,7 @@ ALEXNET = Recipe(
     lr=1e-2,
     weight_decay=5e-4,
     schedule=schedules.plateau,
+    mean_image=True,
     resize=256 / 227,
     crop=random_crop,
     augment=(horizontal_flip, pca_colour),

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import nn
 
 from cnnkern.training.data import Data
 from cnnkern.training.recipe import Recipe
 from cnnkern.training.trainer import Trainer
 
-SPACE = {"lr": (1e-3, 1.0), "weight_decay": (1e-5, 1e-2)}
+REACH = 30.0  # a space ends at so many times a recipe's value, and begins at one such part of it
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,12 @@ class Trial:
     values: dict[str, float]
     accuracy: float
     loss: float
+
+
+def around(recipe: Recipe) -> dict[str, tuple[float, float]]:
+    """The space in which the recipe's rate and weight decay are the middle, as far as they are not 0."""
+    values = {"lr": recipe.lr, "weight_decay": recipe.weight_decay}
+    return {name: (value / REACH, value * REACH) for name, value in values.items() if value > 0}
 
 
 def draw(space: Mapping[str, tuple[float, float]], source: random.Random) -> dict[str, float]:
@@ -39,24 +46,30 @@ def random_search(
     data: Data,
     recipe: Recipe,
     trials: int,
-    space: Mapping[str, tuple[float, float]] = SPACE,
+    space: Mapping[str, tuple[float, float]] | None = None,
     seed: int = 0,
-) -> list[Trial]:
-    """Trains a new network with each of ``trials`` drawn recipes; the best on the validation set comes first.
+    device: torch.device | str = "cpu",
+) -> Iterator[Trial]:
+    """Trains a new network with each of ``trials`` drawn recipes, and gives each trial when it is done.
 
     Args:
         build: makes the network.
         data: its test set is not looked at.
         recipe: what is not drawn; a few epochs tell good rates from bad ones.
         trials: the number of draws.
-        space: the least and the greatest value of fields of the recipe, both positive.
-        seed: of the draws and of each run.
+        space: the least and the greatest value of fields of the recipe, both positive; None is :func:`around` it.
+        seed: of the draws, and of each run and its network.
+        device: where the networks are trained.
     """
     source = random.Random(seed)
-    results = []
     for _ in range(trials):
-        values = draw(space, source)
+        values = draw(around(recipe) if space is None else space, source)
         changes: dict[str, Any] = dict(values)
-        last = Trainer(build(), data, replace(recipe, **changes), seed=seed).fit()[-1]
-        results.append(Trial(values, last.validation_accuracy, last.validation_loss))
-    return sorted(results, key=lambda trial: (-trial.accuracy, trial.loss))
+        torch.manual_seed(seed)
+        last = Trainer(build(), data, replace(recipe, **changes), seed=seed, device=device).fit()[-1]
+        yield Trial(values, last.validation_accuracy, last.validation_loss)
+
+
+def best(trials: Iterable[Trial]) -> Trial:
+    """The most accurate on the validation set; of equals, the one with the lower loss."""
+    return min(trials, key=lambda trial: (-trial.accuracy, trial.loss))

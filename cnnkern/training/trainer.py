@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.utils.data import Dataset
 
 from cnnkern.training import averages, checkpoint, crops, distributed, monitoring, plots, transfer
-from cnnkern.training.data import Data, first
+from cnnkern.training.data import Data, first, with_mean_image
 from cnnkern.training.losses import cross_entropy, elastic_net, logits_of, weights_of
 from cnnkern.training.monitoring import Epoch
 from cnnkern.training.recipe import Recipe
@@ -52,7 +52,8 @@ class Trainer:
         self, model: nn.Module, data: Data, recipe: Recipe, *, seed: int = 0, out: Path | None = None,
         device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
-        self.data, self.recipe, self.seed, self.out, self.device = data, recipe, seed, out, torch.device(device)
+        self.recipe, self.seed, self.out, self.device = recipe, seed, out, torch.device(device)
+        self.data = with_mean_image(data) if recipe.mean_image else data
         self.model = model.to(device)
         groups = transfer.parameter_groups(self.model, recipe.lr, recipe.backbone_rate)
         self.network = distributed.parallel(self.model)
@@ -171,12 +172,15 @@ class Trainer:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes back to a saved state. Raises ValueError for one of another recipe, seed or classes."""
+        """Goes back to a saved state. Raises ValueError for one of another recipe, seed, classes or model."""
         own = {"recipe": str(self.recipe), "seed": self.seed, "classes": list(self.data.classes)}
         for name, value in own.items():
             if state[name] != value:
                 raise ValueError(f"the checkpoint's {name} is\n{state[name]}\nand this run's is\n{value}")
-        self.model.load_state_dict(state["model"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ValueError(f"the checkpoint is of another model: {error}") from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         if self.averaged is not None:
@@ -211,7 +215,7 @@ class Trainer:
             return
         checkpoint.save(self.state(), self.out / "checkpoint.pt")
         monitoring.write_csv(self.out / "history.csv", self.history)
-        plots.write_curves(self.out / "curves.svg", self.history)
+        plots.save_history(self.history, self.out / "curves")
 
 
 def _means(sums: Tensor, device: torch.device) -> tuple[float, float]:
