@@ -146,6 +146,13 @@ def test_pca_colour_moves_along_the_principal_axes():
     torch.testing.assert_close(axes @ axes.T, torch.cov(images.transpose(0, 1).flatten(1)), rtol=1e-4, atol=1e-4)
 
 
+def test_colours_of_images_in_grey():
+    grey = torch.rand(8, 1, 6, 6)
+    steps = augmentation.pca_colour(grey) - grey
+    torch.testing.assert_close(steps, steps[:, :, :1, :1].expand_as(steps))
+    assert torch.equal(augmentation.colour_jitter(grey, 0, 0, 0.4), grey)
+
+
 def test_ten_crops_are_the_corners_the_middle_and_their_mirror_images(images):
     ten = crops.ten_crops(images, 10)
     where = [set(positions(images, crop)) for crop in ten[:5]]

@@ -74,7 +74,7 @@ def random_affine(images: Tensor, spread: float = 0.1) -> Tensor:
 
 
 def colour_jitter(images: Tensor, brightness: float = 0.4, contrast: float = 0.4, saturation: float = 0.4) -> Tensor:
-    """Brightness, contrast and saturation (N, 3, H, W) changed by factors in 1 plus or minus the argument.
+    """Brightness, contrast and saturation (N, C, H, W) changed by factors in 1 plus or minus the argument.
 
     Each image is blended, in this order, with black, with its mean grey and with its own grey (Howard 2013, arXiv
     1312.5402).
@@ -87,20 +87,21 @@ def colour_jitter(images: Tensor, brightness: float = 0.4, contrast: float = 0.4
 
 
 def colour_axes(images: Tensor) -> Tensor:
-    """The principal axes of the colours of images (N, 3, H, W): (3, 3), a column each, as long as their deviation."""
-    covariance = torch.cov(images.transpose(0, 1).flatten(1).double())
+    """The principal axes of the colours of images (N, C, H, W): (C, C), a column each, as long as their deviation."""
+    channels = images.shape[1]
+    covariance = torch.cov(images.transpose(0, 1).flatten(1).double()).view(channels, channels)  # of one, a scalar
     variances, axes = torch.linalg.eigh(covariance)
     return (axes * variances.clamp_min(0).sqrt()).to(images.dtype)
 
 
 def pca_colour(images: Tensor, spread: float = 0.1, axes: Tensor | None = None) -> Tensor:
-    """One colour added to each image (N, 3, H, W): a normal step of deviation ``spread`` along each principal axis.
+    """One colour added to each image (N, C, H, W): a normal step of deviation ``spread`` along each principal axis.
 
     Krizhevsky et al. 2012, section 4.1, with steps in deviations, where the paper's are in variances of 8-bit values.
     ``axes`` are those of the training set (:func:`colour_axes`); None takes the batch's, an estimate of them.
     """
     axes = colour_axes(images) if axes is None else axes.to(images)
-    steps = spread * torch.randn(len(images), 3).to(images)
+    steps = spread * torch.randn(images.shape[:2]).to(images)
     return images + (steps @ axes.T)[:, :, None, None]
 
 
@@ -110,4 +111,7 @@ def _uniform(images: Tensor, low: float, high: float) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
+    """(N, 1, H, W): the luma of three channels, the mean of any other number."""
+    if images.shape[1] != len(GREY):
+        return images.mean(1, keepdim=True)
     return (images * torch.tensor(GREY).to(images)[:, None, None]).sum(1, keepdim=True)
