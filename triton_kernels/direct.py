@@ -10,7 +10,7 @@ whole filter: S*C neighbours of a row of x are one run of memory, and R such run
 is 147, in 160 positions instead of 784; 5x5x1 is 25, in 32 instead of 400. Each element has its own address and mask;
 neighbours are still read together, since x is small enough to stay in L1 for its R*S/(u*u) uses. In wgrad the filter is
 gemm_n, and pixels are split over the grid into float32 slices, which are added in order: the same bits from every run.
-dgrad has so few maps to write that it is left to the implicit GEMM.
+dgrad is in direct_dgrad.py.
 
 Bound: bytes = x + y. 7x7/2, 3 -> 64 maps on 224x224 pixels, N = 256, bf16: 77 MB of x and 411 MB of y take 0.11 ms at
 4.3 TB/s in either direction; 60 GFLOP (66 with 160 positions) take 0.08 ms at 790 TFLOP/s dense. In fp32 976 MB take
