@@ -1,4 +1,7 @@
-"""Derivatives of the operators around convolution: channel shuffle, pooling, the fused depthwise-separable layer."""
+"""Derivatives of the operators around convolution.
+
+Channel shuffle, pooling, the fused depthwise-separable layer, and a convolution whose maps are shuffled.
+"""
 
 from __future__ import annotations
 
@@ -161,6 +164,12 @@ def depthwise_separable(*args: Any) -> Tensor:
         return ops.DEPTHWISE_SEPARABLE(*args)
 
 
+def conv2d_shuffled(*args: Any) -> Tensor:
+    """The convolution whose maps are shuffled, of the operator's arguments; not differentiable."""
+    with below_autograd():
+        return ops.CONV2D_SHUFFLED(*args)
+
+
 channel_shuffle = differentiable(_ChannelShuffle)
 max_pool = differentiable(_MaxPool)
 max_pool_backward = differentiable(_MaxPoolBackward)
@@ -185,6 +194,23 @@ _register("avg_pool2d", _AvgPool)
 _register("avg_pool2d_backward", _AvgPoolBackward)
 _register("global_avg_pool2d", _GlobalAvgPool)
 
+
+def _shuffled_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, geometry, activation, alpha, shuffle, flags = inputs
+
+    def compute(x: Tensor, w: Tensor, scale: Any, shift: Any, beside: Tensor | None) -> Tensor:
+        y = fprop(x, w, scale, shift, None, Constants(geometry, flags), activation, alpha)
+        return channel_shuffle(y if beside is None else torch.cat([beside, y], 1), shuffle)
+
+    ctx.save_for_backward(*tensors)
+    ctx.compute = compute
+
+
+torch.library.register_autograd(
+    "cnnkern::conv2d_shuffled",
+    lambda ctx, dy: rerun(ctx, range(5), ctx.compute, dy),
+    setup_context=_shuffled_setup,
+)
 
 _SEPARABLE_TENSORS = (0, 1, 2, 3, 6, 7, 8)  # positions among the operator's arguments
 

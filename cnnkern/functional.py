@@ -135,9 +135,7 @@ def fused_conv2d(
     if geometry is None:
         y = conv2d(input, weight, bias, stride, padding, dilation, groups, kernel=kernel)
         return composed.epilogue(y, scale, shift, residual, activation, alpha)
-    if bias is not None:
-        bias = bias if scale is None else scale * bias
-        shift = bias if shift is None else bias + shift
+    shift = _shift_of(bias, scale, shift)
     operands = (input, weight, scale, shift, residual, _constants(settings, input, geometry, groups))
     after = activation in autograd.FROM_INPUT and autograd.needs_graph(*tensors)
     fused = ("none", 0.0) if after else (activation, alpha)
@@ -209,6 +207,58 @@ def depthwise_separable_conv2d(
     return y
 
 
+def shuffled_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    shuffle: int,
+    beside: Tensor | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+    alpha: float | None = None,
+) -> Tensor:
+    """channel_shuffle(cat([beside, y], 1), shuffle) of :func:`fused_conv2d`'s y.
+
+    Both of ShuffleNet's units have it (arXiv 1707.01083 and 1807.11164). On a GPU, where no gradient is needed, the
+    convolution's kernel writes each map where it ends up, and those of ``beside`` too.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as :func:`conv2d`.
+        scale, shift, activation, alpha: as :func:`fused_conv2d`.
+        shuffle: the groups that the maps are shuffled into; 1 leaves them in order.
+        beside: (N, any, P, Q) in input's dtype, or None.
+
+    Returns (N, K, P, Q), with beside (N, any + K, P, Q). Errors are those of the functions that it stands for.
+    """
+    if autocasts(input):
+        input, weight, beside = autocast(input, weight, beside)
+    tensors = (input, weight, bias, scale, shift, beside)
+    geometry = geometry_of(weight, stride, padding, dilation) if _writes_shuffled(*tensors) else None
+    if geometry is not None:
+        flags = _flags(dispatch.settings(), input)
+        epilogue = (activation, alpha_of(activation, alpha))
+        operands = (input, weight, scale, _shift_of(bias, scale, shift), beside, (*geometry, groups), *epilogue)
+        try:
+            return _call(autograd_tools.conv2d_shuffled, ops.CONV2D_SHUFFLED, *operands, shuffle, flags)
+        except RuntimeError:
+            pass  # the functions say what is wrong with the call
+    how: dict[str, Any] = {"scale": scale, "shift": shift, "activation": activation, "alpha": alpha}
+    y = fused_conv2d(input, weight, bias, stride, padding, dilation, groups, **how)
+    return joined(y, beside, shuffle)
+
+
+def joined(y: Tensor, beside: Tensor | None, shuffle: int) -> Tensor:
+    """channel_shuffle(cat([beside, y], 1), shuffle), without what there is nothing to do for."""
+    y = y if beside is None else torch.cat([beside, y], 1)
+    return y if shuffle == 1 else channel_shuffle(y, shuffle)
+
+
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
     """:func:`torch.nn.functional.channel_shuffle` of (N, C, H, W), in input's own layout."""
     if _own_images(input) and type(groups) is int and groups > 0 and input.shape[1] % groups == 0:
@@ -255,6 +305,28 @@ def global_avg_pool2d(input: Tensor) -> Tensor:
     if _own_images(input):
         return _call(autograd_tools.global_avg_pool, ops.GLOBAL_AVG_POOL, input)
     return torch_adaptive_avg_pool2d(input, 1)
+
+
+def _shift_of(bias: Tensor | None, scale: Tensor | None, shift: Tensor | None) -> Tensor | None:
+    """What is added to scale * conv where a bias is added before."""
+    if bias is None:
+        return shift
+    bias = bias if scale is None else scale * bias
+    return bias if shift is None else bias + shift
+
+
+def _writes_shuffled(input: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether a shuffled convolution is the operator's to compute, and not two functions'."""
+    settings = dispatch.settings()
+    return (
+        isinstance(input, Tensor)
+        and input.is_cuda
+        and input.dim() == 4
+        and settings.backend in (None, "triton")
+        and settings.kernels.fprop is None
+        and not (emits_aten() or in_transform() or autograd.needs_graph(input, weight, *others))
+        and not why_not_own(input, weight, *others)
+    )
 
 
 def _flags(settings: Settings, input: Tensor) -> int:

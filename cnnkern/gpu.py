@@ -106,8 +106,9 @@ def conv2d_backward(
     return dx, *conv2d_wgrad(dy, x, w.shape, geometry, *rest)
 
 
-def _run(problem: ConvProblem, flags: int, name: str | None, **tensors: Tensor | None) -> None:
-    operands = Operands(**tensors, precision="tf32" if flags & TF32 else "ieee")  # type: ignore[arg-type]
+def _run(problem: ConvProblem, flags: int, name: str | None, shuffle: int = 1, **tensors: Tensor | None) -> None:
+    precision = "tf32" if flags & TF32 else "ieee"
+    operands = Operands(**tensors, shuffle=shuffle, precision=precision)  # type: ignore[arg-type]
     aligned = all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors.values())
     _prepared(problem, flags | (0 if aligned else UNALIGNED), name)(operands)
 

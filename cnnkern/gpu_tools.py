@@ -1,6 +1,6 @@
 """The operators around convolution on CUDA tensors, as csrc/cpu/tool_calls.cpp on the CPU.
 
-Channel shuffle, pooling, and the fused depthwise-separable layer.
+Channel shuffle, pooling, the fused depthwise-separable layer, and a convolution whose maps are shuffled.
 
 Results have the memory format of x, or the one that the caller names. Kernels are Triton's where Triton is installed,
 and the CUDA library's where it is not or where they are asked for.
@@ -17,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnkern.flags import ONLY, TF32
-from cnnkern.gpu import _check_alike, _gap, _laid_out, _nhwc_empty, _per_map, _problem, conv2d_fprop
+from cnnkern import dispatch, ops
+from cnnkern.backends import triton
+from cnnkern.flags import ONLY, TF32, UNALIGNED
+from cnnkern.gpu import _check_alike, _gap, _krsc, _laid_out, _nhwc_empty, _per_map, _problem, _run, conv2d_fprop
 from cnnkern.operands import SeparableOperands, evenly_spaced
-from cnnkern.ops import NO_PROLOGUE, POINTWISE
-from cnnkern.problem import Epilogue, Prologue, suggests_channels_last
+from cnnkern.ops import NO_PROLOGUE, POINTWISE, gives_channels_last
+from cnnkern.problem import ConvProblem, Epilogue, Prologue, suggests_channels_last
 from cnnkern.window import Window
 
 
@@ -141,11 +143,46 @@ def depthwise_separable(
     return _laid_out(y, channels_last)
 
 
+def conv2d_shuffled(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, beside: Tensor | None, geometry: Sequence[int],
+    activation: str, alpha: float, shuffle: int, flags: int,
+) -> Tensor:  # fmt: skip
+    """channel_shuffle(cat([beside, y], 1), shuffle) of conv2d_fprop's y, in one kernel where it can."""
+    channels_last = gives_channels_last(x, w) and (beside is None or suggests_channels_last(beside))
+    x, k = evenly_spaced(x), w.shape[0]
+    maps = k if beside is None else 2 * k
+    epilogue = Epilogue(activation, scale is not None, shift is not None, alpha=alpha)
+    problem = _problem("fprop", x.shape, w.shape, x.dtype, tuple(geometry), _gap(x), maps, Prologue(), epilogue)
+    kernel = _shuffling_kernel(problem, flags)
+    fits = beside is None or (beside.shape, beside.dtype) == (problem.y_size, x.dtype)
+    if kernel is None or not fits or shuffle < 1 or maps % shuffle:
+        return ops.conv2d_shuffled(x, w, scale, shift, beside, geometry, activation, alpha, shuffle, flags)
+    result = _nhwc_empty((problem.n, maps, problem.p, problem.q), x)
+    if result.numel():
+        beside = None if beside is None else evenly_spaced(beside)
+        tensors = {"x": x, "w": _krsc(w), "y": result[:, :k], "scale": scale, "shift": shift, "beside": beside}
+        _run(problem, flags, kernel, shuffle, **tensors)
+    return _laid_out(result, channels_last)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _shuffling_kernel(problem: ConvProblem, flags: int) -> str | None:
+    """The name of the kernel for the problem, if it can shuffle what it writes; a tensor descriptor cannot."""
+    if _by_cuda(flags):
+        return None
+    name = dispatch.choose(problem, flags | UNALIGNED | ONLY["triton"], device="cuda")
+    return name if triton.listed()[name][0].shuffles else None
+
+
+def _by_cuda(flags: int) -> bool:
+    """Whether the CUDA library's kernels are asked for, or are the only ones."""
+    return bool(flags & ONLY["cuda"]) or not find_spec("triton")
+
+
 @functools.cache
 def _tools(flags: int = 0) -> Any:
     """The functions of a backend, by torch's names."""
-    by_cuda = flags & ONLY["cuda"] or not find_spec("triton")
-    return importlib.import_module(f"cnnkern.backends.{'cuda_tools' if by_cuda else 'triton_tools'}")
+    return importlib.import_module(f"cnnkern.backends.{'cuda_tools' if _by_cuda(flags) else 'triton_tools'}")
 
 
 def _window(
@@ -184,6 +221,7 @@ _OPERATORS = {
     "avg_pool2d_backward": avg_pool2d_backward,
     "global_avg_pool2d": global_avg_pool2d,
     "depthwise_separable": depthwise_separable,
+    "conv2d_shuffled": conv2d_shuffled,
 }
 for _name, _implementation in _OPERATORS.items():
     torch.library.impl(f"cnnkern::{_name}", "CUDA", _implementation)  # type: ignore[call-overload]

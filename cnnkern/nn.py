@@ -16,10 +16,17 @@ from cnnkern import batch_norm, dispatch
 from cnnkern.arguments import alpha_of, autocasts, in_transform
 from cnnkern.backends import triton
 from cnnkern.composed import activate
-from cnnkern.functional import channel_shuffle, conv2d, depthwise_separable_conv2d, fused_conv2d
+from cnnkern.functional import (
+    channel_shuffle,
+    conv2d,
+    depthwise_separable_conv2d,
+    fused_conv2d,
+    joined,
+    shuffled_conv2d,
+)
 
 # torch.fx records a call of these as one node, as it does for torch.nn.functional's.
-for _name in ("channel_shuffle", "conv2d", "depthwise_separable_conv2d", "fused_conv2d"):
+for _name in ("channel_shuffle", "conv2d", "depthwise_separable_conv2d", "fused_conv2d", "shuffled_conv2d"):
     torch.fx.wrap(_name)
 
 # And torch.jit.script compiles a call of these as torch's operator.
@@ -186,6 +193,8 @@ def conv_bn_act(
     alpha: float | None = None,
     input_bn: nn.Module | None = None,
     input_activation: str = "none",
+    beside: Tensor | None = None,
+    shuffle: int = 1,
 ) -> Tensor:
     """activation(bn(conv(input_activation(input_bn(input)))) + residual), fused where statistics are fixed (eval mode).
 
@@ -201,35 +210,27 @@ def conv_bn_act(
         activation, alpha, input_activation: as :func:`cnnkern.functional.fused_conv2d`.
         residual: (N, K, P, Q), added before the activation, or None.
         input_bn: as ``bn``, over the C maps of the input.
+        beside, shuffle: as :func:`cnnkern.functional.shuffled_conv2d`, which does it where there is neither a residual
+            nor something done to the input.
 
-    Returns (N, K, P, Q). Raises ValueError for an activation or alpha that there is not.
+    Returns (N, K, P, Q), and the maps of beside. Raises ValueError for an activation or alpha that there is not.
     """
     if input_bn is None and input_activation == "none" and _trains_fused(conv, bn, input):
-        return _train_fused(conv, bn, input, activation, alpha, residual)
+        return _train_fused(conv, bn, input, activation, alpha, residual, beside, shuffle)
     if _hooked(conv) or conv.padding_mode != "zeros" or _runs_itself(bn) or _runs_itself(input_bn):
         input = input if input_bn is None else input_bn(input)
         y = conv(activate(input, input_activation, alpha_of(input_activation, None)))
         y = y if bn is None else bn(y)
-        return activate(y if residual is None else y + residual, activation, alpha_of(activation, alpha))
+        y = activate(y if residual is None else y + residual, activation, alpha_of(activation, alpha))
+        return joined(y, beside, shuffle)
     scale, shift = _folded(bn)
+    call = (input, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    how: dict[str, Any] = {"scale": scale, "shift": shift, "activation": activation, "alpha": alpha}
+    if shuffle > 1 and residual is None and input_bn is None and input_activation == "none":
+        return shuffled_conv2d(*call, shuffle=shuffle, beside=beside, **how)
     input_scale, input_shift = _folded(input_bn)
-    return fused_conv2d(
-        input,
-        conv.weight,
-        conv.bias,
-        conv.stride,
-        conv.padding,
-        conv.dilation,
-        conv.groups,
-        scale=scale,
-        shift=shift,
-        residual=residual,
-        activation=activation,
-        alpha=alpha,
-        input_scale=input_scale,
-        input_shift=input_shift,
-        input_activation=input_activation,
-    )
+    how |= {"input_scale": input_scale, "input_shift": input_shift, "input_activation": input_activation}
+    return joined(fused_conv2d(*call, residual=residual, **how), beside, shuffle)
 
 
 def fold_batch_norm(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -272,12 +273,14 @@ def _trains_fused(conv: nn.Conv2d, bn: nn.Module | None, input: Tensor) -> bool:
 
 
 def _train_fused(
-    conv: nn.Conv2d, bn: Any, input: Tensor, activation: str, alpha: float | None, residual: Tensor | None
-) -> Tensor:
+    conv: nn.Conv2d, bn: Any, input: Tensor, activation: str, alpha: float | None, residual: Tensor | None,
+    beside: Tensor | None, shuffle: int,
+) -> Tensor:  # fmt: skip
     if bn.num_batches_tracked is not None:
         bn.num_batches_tracked.add_(1)
     shape = (conv.stride, conv.padding, conv.dilation, conv.groups)
     how = {"eps": bn.eps, "momentum": bn.momentum, "activation": activation, "alpha": alpha, "residual": residual}
+    how |= {"beside": beside, "shuffle": shuffle}
     return batch_norm.conv_bn_act(
         input, conv.weight, bn.weight, bn.bias, bn.running_mean, bn.running_var, *shape, **how
     )

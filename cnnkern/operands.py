@@ -14,6 +14,9 @@ class Operands:
 
     The direction says which of them is written: y, x or w, and in wgrad dbias (K,), float32, unless it is None.
     scale and shift (K,), x_scale and x_shift (C,) are float32 or the problem's dtype, residual is as y.
+
+    What is written may be channel_shuffle(cat([beside, y]), shuffle), with beside as y or None, and no residual. Then y
+    is the first K maps of the tensor for it.
     """
 
     x: Tensor
@@ -25,8 +28,15 @@ class Operands:
     x_scale: Tensor | None = None
     x_shift: Tensor | None = None
     dbias: Tensor | None = None
+    beside: Tensor | None = None
+    shuffle: int = 1
     precision: str = "ieee"
     """How float32 is multiplied: "ieee" or "tf32"."""
+
+    @property
+    def per_group(self) -> int:
+        """Maps of a group of the shuffle."""
+        return self.y.shape[1] * (1 if self.beside is None else 2) // self.shuffle
 
 
 @dataclass(frozen=True)

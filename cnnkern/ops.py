@@ -1,6 +1,7 @@
 """The operators as torch sees them: calls below autograd, fake kernels and FLOP formulas.
 
-csrc/ops.cpp states the schemas and holds the CPU implementations. :mod:`cnnkern.autograd` makes them differentiable,
+csrc/ops.cpp states the schemas and holds the CPU implementations, but for conv2d_shuffled, which off a GPU is two
+operators after each other and stated here. :mod:`cnnkern.autograd` makes them differentiable,
 :mod:`cnnkern.batching` gives them their vmap rules. In all of them ``geometry`` is nine numbers, stride
 (vertical, horizontal), padding (top, left, bottom, right), dilation (vertical, horizontal) and groups.
 """
@@ -22,6 +23,12 @@ FPROP = torch.ops.cnnkern.conv2d_fprop.default
 DGRAD = torch.ops.cnnkern.conv2d_dgrad.default
 WGRAD = torch.ops.cnnkern.conv2d_wgrad.default
 BACKWARD = torch.ops.cnnkern.conv2d_backward.default
+torch.library.define(
+    "cnnkern::conv2d_shuffled",
+    "(Tensor x, Tensor w, Tensor? scale, Tensor? shift, Tensor? beside, int[] geometry, str activation, float alpha, "
+    "int shuffle, int flags) -> Tensor",
+)
+CONV2D_SHUFFLED = torch.ops.cnnkern.conv2d_shuffled.default
 DEPTHWISE_SEPARABLE = torch.ops.cnnkern.depthwise_separable.default
 CHANNEL_SHUFFLE = torch.ops.cnnkern.channel_shuffle.default
 MAX_POOL = torch.ops.cnnkern.max_pool2d.default
@@ -113,6 +120,27 @@ def _backward_fake(
     return dx, *_wgrad_fake(dy, x, w.shape, geometry, *rest)
 
 
+def conv2d_shuffled(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, beside: Tensor | None, geometry: Sequence[int],
+    activation: str, alpha: float, shuffle: int, flags: int,
+) -> Tensor:  # fmt: skip
+    """channel_shuffle(cat([beside, y], 1), shuffle), y (N, K, P, Q) as conv2d_fprop's; not differentiable."""
+    y = FPROP(x, w, scale, shift, None, geometry, activation, alpha, *NO_PROLOGUE, flags, None)
+    return CHANNEL_SHUFFLE(y if beside is None else torch.cat([beside, y], 1), shuffle)
+
+
+torch.library.impl("cnnkern::conv2d_shuffled", "CompositeExplicitAutograd", conv2d_shuffled)
+
+
+@torch.library.register_fake("cnnkern::conv2d_shuffled")
+def _conv2d_shuffled_fake(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, beside: Tensor | None, geometry: Sequence[int],
+    activation: str, alpha: float, shuffle: int, flags: int,
+) -> Tensor:  # fmt: skip
+    y = _fprop_fake(x, w, scale, shift, None, geometry, activation, alpha, *NO_PROLOGUE, flags, None)
+    return _channel_shuffle_fake(y if beside is None else torch.cat([beside, y], 1), shuffle)
+
+
 @torch.library.register_fake("cnnkern::depthwise_separable")
 def _depthwise_separable_fake(
     x: Tensor, dw_weight: Tensor, dw_scale: Tensor | None, dw_shift: Tensor | None, dw_activation: str,
@@ -190,6 +218,13 @@ def _wgrad_flops(dy_size: Sequence[int], x_size: Sequence[int], w_size: Sequence
 @register_flop_formula(torch.ops.cnnkern.conv2d_backward)
 def _backward_flops(dy_size: Sequence[int], x_size: Sequence[int], w_size: Sequence[int], *_: Any, **__: Any) -> int:
     return 2 * _conv_flops(dy_size, w_size)
+
+
+@register_flop_formula(torch.ops.cnnkern.conv2d_shuffled)
+def _conv2d_shuffled_flops(
+    x_size: Sequence[int], w_size: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any
+) -> int:  # fmt: skip
+    return _conv_flops((out_shape[0], w_size[0], *out_shape[2:]), w_size)
 
 
 @register_flop_formula(torch.ops.cnnkern.depthwise_separable)

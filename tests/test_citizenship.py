@@ -52,6 +52,8 @@ def operator_calls(requires_grad=False):
                 *(t(5, 4, 1, 1), None, t(5), "relu6", 0.0, (*GEOMETRY[:-1], 4), 0, None),
             ),
         ),
+        "conv2d_shuffled": (ops.CONV2D_SHUFFLED, (x, w, None, k, None, GEOMETRY, "relu", 0.0, 3, 0)),
+        "conv2d_shuffled, beside": (ops.CONV2D_SHUFFLED, (x, w, k, k, dy, GEOMETRY, "relu", 0.0, 2, 0)),
         "channel_shuffle": (ops.CHANNEL_SHUFFLE, (x, 2)),
         "max_pool2d": (ops.MAX_POOL, (x, *pool, (1, 1), True)),
         "max_pool2d_backward": (ops.MAX_POOL_BACKWARD, (t(2, 4, 3, 3), indices, x.shape, *pool, (1, 1), False, False)),

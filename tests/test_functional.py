@@ -289,6 +289,16 @@ def test_the_fused_depthwise_separable_kernel_is_forced_by_name():
         CF.depthwise_separable_conv2d(x, dw, pw, kernel="another")
 
 
+@pytest.mark.parametrize("beside", [0, 3, 6])
+def test_shuffled_conv2d_is_its_composition(beside):
+    w, b, scale = torch.randn(6, 2, 3, 3), torch.randn(6), torch.rand(6)
+    others = torch.randn(2, beside, 8, 8) if beside else None
+    how = {"scale": scale, "activation": "relu"}
+    y = CF.fused_conv2d(x, w, b, padding=1, groups=2, **how)
+    y = F.channel_shuffle(torch.cat([others, y], 1) if beside else y, 3)
+    assert torch.equal(CF.shuffled_conv2d(x, w, b, padding=1, groups=2, shuffle=3, beside=others, **how), y)
+
+
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 def test_the_functions_around_convolution_are_torchs(layout):
     image = x.to(memory_format=layout)

@@ -20,6 +20,9 @@ Backward, with g = dy * act'(v), u = z - mean, and every sum over the n pixels o
           = A g + B u + C,  A = scale,  B = -scale * rstd^2 * (sum g u) / n,  C = -scale * (sum g) / n
     dresidual = g
 
+What is written may be channel_shuffle(cat([beside, y])), with beside of y's size. Then y is written, and dy read, where
+the shuffle puts its maps, and beside and its gradient are copied in the same pass.
+
 v is computed anew from z, so nothing but z and the residual is kept. `sums_kernel` reads dy and z and leaves the sums
 of each split of the pixels, `coefficients_kernel` adds them in order and finds dgamma, dbeta, B and C, and `dz_kernel`
 reads dy and z again and writes dz, and dresidual with it. No atomics: the same bits from every run.
@@ -43,7 +46,7 @@ import triton.language as tl
 from torch import Tensor
 
 from cnnkern.operands import pixel_stride
-from cnnkern.triton_kernels.fused import activate
+from cnnkern.triton_kernels.fused import activate, place, write
 from cnnkern.triton_kernels.launch import Config, Launch, cdiv
 from cnnkern.triton_kernels.pixels import multiple, vector_of
 from cnnkern.triton_kernels.statistics import BLOCK_C, MERGED, merge, merge_partials
@@ -139,8 +142,9 @@ def slope(v, ACTIVATION: tl.constexpr, alpha):
 
 @triton.jit
 def normalise_kernel(
-    z, residual, y, moments, beta, points, maps, z_pixel, r_pixel, y_pixel, alpha,
-    ACTIVATION: tl.constexpr, VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    z, residual, beside, y, moments, beta, points, maps, per_group, z_pixel, r_pixel, b_pixel, y_pixel, alpha,
+    ACTIVATION: tl.constexpr, SHUFFLE: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y of a tile; grid (pixels, maps)."""
     maps, y_pixel = multiple(maps, VECTOR), multiple(y_pixel, VECTOR)
@@ -148,25 +152,29 @@ def normalise_kernel(
     map_ = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     _, v, mask = before_activation(z, residual, moments, beta, points, maps, z_pixel, r_pixel, point, map_, VECTOR)
     v = activate(v, ACTIVATION, alpha)
-    out = y + point.to(tl.int64)[:, None] * y_pixel + map_[None, :]
-    tl.store(out, v.to(y.dtype.element_ty), mask=mask)
+    pixel = point.to(tl.int64)
+    at = pixel[:, None] * multiple(b_pixel, VECTOR) + map_[None, :]
+    write(y, pixel * y_pixel, v, mask, map_, maps, beside, at, per_group, SHUFFLE)
 
 
 @triton.jit
 def sums_kernel(
-    dy, z, residual, moments, beta, slices, points, per_split, maps, dy_pixel, z_pixel, r_pixel, alpha,
-    ACTIVATION: tl.constexpr, VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    dy, z, residual, moments, beta, slices, points, per_split, maps,
+    first, per_group,  # maps of dy, before it was shuffled: that are not y's, of a group
+    dy_pixel, z_pixel, r_pixel, alpha, ACTIVATION: tl.constexpr, SHUFFLE: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """slices [splits, 2, maps]: the sums of g and of g * (z - mean) over a split's pixels; grid (splits, maps)."""
     maps, dy_pixel = multiple(maps, VECTOR), multiple(dy_pixel, VECTOR)
     map_ = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    dy_map = place(multiple(first, VECTOR) + map_, per_group, SHUFFLE)
     sum_g = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     sum_gu = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     start = tl.program_id(0) * per_split
     for first in range(start, tl.minimum(start + per_split, points), BLOCK_P):
         point = first + tl.arange(0, BLOCK_P)
         u, v, mask = before_activation(z, residual, moments, beta, points, maps, z_pixel, r_pixel, point, map_, VECTOR)
-        offsets = point.to(tl.int64)[:, None] * dy_pixel + map_[None, :]
+        offsets = point.to(tl.int64)[:, None] * dy_pixel + dy_map[None, :]
         g = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32) * slope(v, ACTIVATION, alpha)
         g = tl.where(mask, g, 0.0)
         sum_g += g
@@ -205,17 +213,18 @@ def coefficients_kernel(
 
 @triton.jit
 def dz_kernel(
-    dy, z, residual, moments, beta, coefficients, dz, dresidual, points, maps,
-    dy_pixel, z_pixel, r_pixel, dz_pixel, dr_pixel, alpha,
-    ACTIVATION: tl.constexpr, VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    dy, z, residual, moments, beta, coefficients, dz, dresidual, dbeside, points, maps, first, per_group,
+    dy_pixel, z_pixel, r_pixel, dz_pixel, dr_pixel, db_pixel, alpha, ACTIVATION: tl.constexpr, SHUFFLE: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """dz, and dresidual unless it is None, of a tile; grid (pixels, maps)."""
+    """dz, and dresidual and dbeside unless they are None, of a tile; grid (pixels, maps)."""
     maps, dy_pixel, dz_pixel = multiple(maps, VECTOR), multiple(dy_pixel, VECTOR), multiple(dz_pixel, VECTOR)
     point = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     map_ = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     u, v, mask = before_activation(z, residual, moments, beta, points, maps, z_pixel, r_pixel, point, map_, VECTOR)
     pixel = point.to(tl.int64)[:, None]
-    g = tl.load(dy + pixel * dy_pixel + map_[None, :], mask=mask, other=0.0).to(tl.float32)
+    dy_map = place(multiple(first, VECTOR) + map_, per_group, SHUFFLE)
+    g = tl.load(dy + pixel * dy_pixel + dy_map[None, :], mask=mask, other=0.0).to(tl.float32)
     g *= slope(v, ACTIVATION, alpha)
     a = tl.load(moments + 2 * maps + map_, mask=map_ < maps, other=0.0)
     b = tl.load(coefficients + map_, mask=map_ < maps, other=0.0)
@@ -225,6 +234,9 @@ def dz_kernel(
     if dresidual is not None:
         out = dresidual + pixel * multiple(dr_pixel, VECTOR) + map_[None, :]
         tl.store(out, g.to(dresidual.dtype.element_ty), mask=mask)
+    if dbeside is not None:
+        tile = tl.load(dy + pixel * dy_pixel + place(map_, per_group, SHUFFLE)[None, :], mask=mask, other=0.0)
+        tl.store(dbeside + pixel * multiple(db_pixel, VECTOR) + map_[None, :], tile, mask=mask)
 
 
 def finish(
@@ -248,18 +260,31 @@ def finish(
     return [*launches, last], moments
 
 
-def normalise(z: Tensor, residual: Tensor | None, y: Tensor, moments: Tensor, layer: Layer) -> Launch:
-    """The launch that writes y; tensors (N, K, P, Q) here and below are evenly spaced."""
+def normalise(
+    z: Tensor, residual: Tensor | None, y: Tensor, moments: Tensor, layer: Layer, beside: Tensor | None = None,
+    shuffle: int = 1,
+) -> Launch:  # fmt: skip
+    """The launch that writes y; tensors (N, K, P, Q) here and below are evenly spaced.
+
+    With beside, or shuffled, y is channel_shuffle(cat([beside, y], 1), shuffle).
+    """
     n, maps, p, q = z.shape
-    arguments = {**_read(z, residual, moments, layer), "y": y, "y_pixel": pixel_stride(y)}
+    arguments = {
+        **_read(z, residual, moments, layer),
+        "beside": beside, "b_pixel": 0 if beside is None else pixel_stride(beside),
+        "y": y, "y_pixel": pixel_stride(y), "per_group": y.shape[1] // shuffle, "SHUFFLE": shuffle,
+    }  # fmt: skip
     return _tiled(normalise_kernel, cdiv(n * p * q, _tile(maps)[0]), z, arguments)
 
 
 def backward(
     dy: Tensor, z: Tensor, residual: Tensor | None, moments: Tensor, layer: Layer, dz: Tensor, dgamma: Tensor | None,
-    dbeta: Tensor | None, dresidual: Tensor | None,
+    dbeta: Tensor | None, dresidual: Tensor | None, dbeside: Tensor | None = None, shuffle: int = 1,
 ) -> Sequence[Launch]:  # fmt: skip
-    """The launches that write dz, and dgamma, dbeta and dresidual unless they are None."""
+    """The launches that write dz, and dgamma, dbeta, dresidual and dbeside unless they are None.
+
+    dy has the maps of what :func:`normalise` wrote, of which the last K, before they were shuffled, are of z.
+    """
     n, maps, p, q = z.shape
     points, (block_p, block_c) = n * p * q, _tile(maps)
     tiles = cdiv(maps, block_c)
@@ -267,7 +292,10 @@ def backward(
     splits = cdiv(points, per_split)
     slices = torch.empty(splits, 2, maps, dtype=torch.float32, device=z.device)
     coefficients = torch.empty(2, maps, dtype=torch.float32, device=z.device)
-    read = {**_read(z, residual, moments, layer), "dy": dy, "dy_pixel": pixel_stride(dy)}
+    read = {
+        **_read(z, residual, moments, layer), "dy": dy, "dy_pixel": pixel_stride(dy),
+        "first": dy.shape[1] - maps, "per_group": dy.shape[1] // shuffle, "SHUFFLE": shuffle,
+    }  # fmt: skip
     summed = {**read, "slices": slices, "per_split": per_split}
     found = {
         "slices": slices, "moments": moments, "dgamma": dgamma, "dbeta": dbeta, "coefficients": coefficients,
@@ -276,6 +304,7 @@ def backward(
     written = {
         **read, "coefficients": coefficients, "dz": dz, "dz_pixel": pixel_stride(dz),
         "dresidual": dresidual, "dr_pixel": 0 if dresidual is None else pixel_stride(dresidual),
+        "dbeside": dbeside, "db_pixel": 0 if dbeside is None else pixel_stride(dbeside),
     }  # fmt: skip
     return [
         _tiled(sums_kernel, splits, z, summed),

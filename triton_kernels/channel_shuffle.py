@@ -4,7 +4,8 @@ It is the transpose of a groups x per_group matrix of maps (Zhang et al., "Shuff
 
 NHWC moves single elements inside each pixel: a tile of x is read along j, transposed through shared memory and written
 along (j, g), so that both sides are contiguous. NCHW moves whole planes: y is written in order, and a run of h * w of
-its elements is a run of x. There is no arithmetic, so any element type goes.
+its elements is a run of x. There is no arithmetic, so any element type goes. After a convolution or a normalisation it
+is no pass of its own: fused.py's write.
 
 Bound: x is read once and y written once, in bf16 4 bytes per element: 1.1e12 elements a second on an H200 (4.3 TB/s).
 """

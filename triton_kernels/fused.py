@@ -2,6 +2,7 @@
 
     prologue   t = act(x_scale * x + x_shift)          before the padding, which stays zero
     epilogue   y = act(scale * sum + shift + residual)
+    shuffle    channel_shuffle(cat([beside, y]))       as addresses of the maps that are written
 
 An operand that is not there is None, which Triton compiles as a constant: what is not used costs nothing. All
 arithmetic is in float32.
@@ -65,3 +66,29 @@ def epilogue(total, mask, scale, shift, residual, residual_offsets, maps, maps_m
     if residual is not None:
         total += tl.load(residual + residual_offsets, mask=mask, other=0.0).to(tl.float32)
     return activate(total, ACTIVATION, alpha)
+
+
+@triton.jit
+def place(map_, per_group, SHUFFLE: tl.constexpr):
+    """Where maps end up when they are shuffled: the j-th of group g at j * SHUFFLE + g (arXiv 1707.01083)."""
+    if SHUFFLE > 1:
+        map_ = map_.to(tl.int32)
+        map_ = map_ % per_group * SHUFFLE + map_ // per_group
+    return map_
+
+
+@triton.jit
+def write(y, pixel, total, mask, map_, maps, beside, beside_offsets, per_group, SHUFFLE: tl.constexpr):
+    """Writes a tile [pixels, maps] of y, each map where the shuffle puts it, and returns where that is.
+
+    pixel [pixels] are offsets in y, map_ [maps] the tile's maps of the `maps` that y has. beside is None or a
+    pointer to as many other maps, which are shuffled with y's and stand before them. Their tile is written too.
+    """
+    first = 0
+    if beside is not None:
+        tile = tl.load(beside + beside_offsets, mask=mask, other=0.0)
+        tl.store(y + pixel[:, None] + place(map_, per_group, SHUFFLE)[None, :], tile, mask=mask)
+        first = maps
+    out = y + pixel[:, None] + place(first + map_, per_group, SHUFFLE)[None, :]
+    tl.store(out, total.to(y.dtype.element_ty), mask=mask)
+    return out

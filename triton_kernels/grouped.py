@@ -33,7 +33,7 @@ import triton.language as tl
 from cnnkern.operands import Operands
 from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.depthwise import in_units
-from cnnkern.triton_kernels.fused import epilogue
+from cnnkern.triton_kernels.fused import epilogue, write
 from cnnkern.triton_kernels.grouped_sweep import diagonal_sum, sweep, swept
 from cnnkern.triton_kernels.implicit_gemm import dgrad_launches, fprop_launches
 from cnnkern.triton_kernels.launch import Chip, Config, Launch, TritonKernel, cdiv
@@ -57,9 +57,9 @@ CONFIGS = (
 
 @triton.jit
 def diagonal_kernel(
-    x, w, y, scale, shift, residual, x_scale, x_shift,
+    x, w, y, scale, shift, residual, beside, x_scale, x_shift,
     points, rows, cols,  # of the lattice, over all images; its size in one image
-    in_h, in_w, depth, columns,  # input image; maps of a group in x and in y
+    in_h, in_w, depth, columns, per_group,  # image; maps of a group in x and in y, and of a shuffle's
     tile_depth, tile_columns, all_depth, all_columns,  # those of the groups of a tile, and of all, in UNIT maps
     x_image, x_row, x_pixel, y_image, y_row, y_pixel, y_start,  # UNIT elements; y's steps are the lattice's
     r_image, r_row, r_pixel, r_start,
@@ -67,7 +67,7 @@ def diagonal_kernel(
     in_step_h, in_step_w, off_h, off_w, tap_h, tap_w,  # input pixels: per lattice step, of the first tap, per tap
     alpha, x_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
-    SEVERAL: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    SHUFFLE: tl.constexpr, SEVERAL: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of the lattice's pixels x the maps of some groups; grid (tiles of groups and their maps x of pixels,).
@@ -120,7 +120,7 @@ def diagonal_kernel(
     residual_offsets = pixel[:, None] + map_[None, :]
     total = epilogue(total, mask, scale, shift, residual, residual_offsets, map_, column_mask, ACTIVATION, alpha)
     pixel = image * y_image + row.to(tl.int64) * y_row + col * y_pixel + y_start
-    tl.store(y + pixel[:, None] + map_[None, :], total.to(y.dtype.element_ty), mask=mask)
+    write(y, pixel, total, mask, map_, all_columns, beside, residual_offsets, per_group, SHUFFLE)
 
 
 def groups_together(p: ConvProblem, maps_of_y: int, maps_of_x: int) -> int:
@@ -139,8 +139,8 @@ def _launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     for lattice in (fprop_launches if fprop else dgrad_launches)(p, o, config):
         depth, columns, points = (lattice.arguments[name] for name in ("depth", "columns", "points"))
         arguments = lattice.arguments | {
-            "tile_depth": together * depth, "tile_columns": together * columns,
-            "all_depth": p.groups * depth, "all_columns": p.groups * columns, "SEVERAL": together > 1,
+            "tile_depth": together * depth, "tile_columns": together * columns, "all_depth": p.groups * depth,
+            "SEVERAL": together > 1,
         }  # fmt: skip
         grid = (cdiv(p.groups, together) * cdiv(together * columns, block_n) * cdiv(points, block_m),)
         arguments = in_units(arguments, "y_start", "r_start", "tile_depth", "tile_columns", "all_depth", "all_columns")
@@ -177,6 +177,6 @@ def rather_not(p: ConvProblem) -> str:
 
 
 KERNELS = (
-    TritonKernel("grouped", "fprop", CONFIGS, why_not, rather_not, _pick, _launches),
+    TritonKernel("grouped", "fprop", CONFIGS, why_not, rather_not, _pick, _launches, shuffles=True),
     TritonKernel("grouped", "dgrad", CONFIGS, why_not, rather_not, _pick, _launches),
 )

@@ -21,7 +21,7 @@ import triton.language as tl
 from cnnkern.operands import Operands
 from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.depthwise import in_units, sweeps_of
-from cnnkern.triton_kernels.fused import epilogue, prologue
+from cnnkern.triton_kernels.fused import epilogue, prologue, write
 from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Config, Launch, cdiv
 
@@ -66,15 +66,15 @@ def diagonal_sum(
 
 @triton.jit
 def diagonal_sweep_kernel(
-    x, w, y, scale, shift, residual, x_scale, x_shift,
+    x, w, y, scale, shift, residual, beside, x_scale, x_shift,
     points, rows, cols, band, in_h, in_w,  # columns of all images; an image of y; rows of a program; an image of x
-    depth, columns, tile_depth, tile_columns, all_depth, all_columns,  # as in grouped.py
+    depth, columns, per_group, tile_depth, tile_columns, all_depth, all_columns,  # as in grouped.py
     x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # UNIT elements
     w_start, w_group, w_column, w_tap_h, w_tap_w, w_depth,  # elements
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, sweeps, alpha, x_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP: tl.constexpr,
     ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
-    SEVERAL: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
+    SHUFFLE: tl.constexpr, SEVERAL: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """`band` rows of y, `sweeps` apart, of a tile of columns x the maps of some groups; grid as depthwise's sweep."""
@@ -89,7 +89,8 @@ def diagonal_sweep_kernel(
     column = tl.arange(0, BLOCK_N)
     column_mask = (column < tile_columns) & (first_column + column < all_columns)
     column_group = column // columns
-    group = ((first_column + column) // columns).to(tl.int64)
+    map_ = first_column + column
+    group = (map_ // columns).to(tl.int64)
     w_base = w_start + group * w_group + (column % columns).to(tl.int64) * w_column
     k = tl.arange(0, BLOCK_K)
     k_to = tl.minimum(tile_depth, all_depth - first_k)
@@ -139,10 +140,10 @@ def diagonal_sweep_kernel(
         mask = ((place >= first) & (row < rows) & there)[:, None] & column_mask[None, :]
         total = sums[REACH - 1]
         finite = finite & (tl.abs(total) < float("inf"))
-        at = (image * r_image + row * r_row + col * r_pixel)[:, None] + (first_column + column)[None, :]
-        total = epilogue(total, mask, scale, shift, residual, at, first_column + column, column_mask, ACTIVATION, alpha)
-        at = (image * y_image + row * y_row + col * y_pixel)[:, None] + (first_column + column)[None, :]
-        tl.store(y + at, total.to(y.dtype.element_ty), mask=mask)
+        at = (image * r_image + row * r_row + col * r_pixel)[:, None] + map_[None, :]
+        total = epilogue(total, mask, scale, shift, residual, at, map_, column_mask, ACTIVATION, alpha)
+        pixel = image * y_image + row * y_row + col * y_pixel
+        write(y, pixel, total, mask, map_, all_columns, beside, at, per_group, SHUFFLE)
         sums = (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),) + sums[: REACH - 1]
 
     if SEVERAL:
@@ -159,12 +160,10 @@ def diagonal_sweep_kernel(
                     )  # fmt: skip
                     total = tl.where((column_group == k_from // depth)[None, :], part, total)
                 mask = there[:, None] & column_mask[None, :]
-                at = (image * r_image + row * r_row + col * r_pixel)[:, None] + (first_column + column)[None, :]
-                total = epilogue(
-                    total, mask, scale, shift, residual, at, first_column + column, column_mask, ACTIVATION, alpha
-                )
-                at = (image * y_image + row * y_row + col * y_pixel)[:, None] + (first_column + column)[None, :]
-                tl.store(y + at, total.to(y.dtype.element_ty), mask=mask)
+                at = (image * r_image + row * r_row + col * r_pixel)[:, None] + map_[None, :]
+                total = epilogue(total, mask, scale, shift, residual, at, map_, column_mask, ACTIVATION, alpha)
+                pixel = image * y_image + row * y_row + col * y_pixel
+                write(y, pixel, total, mask, map_, all_columns, beside, at, per_group, SHUFFLE)
 
 
 def swept(p: ConvProblem, config: Config) -> bool:
@@ -200,9 +199,10 @@ def sweep(p: ConvProblem, o: Operands, config: Config, together: int) -> Launch:
     band = min(max(cdiv(rows * tiles, sweeps * _PROGRAMS), 4), cdiv(rows, sweeps))
     arguments: dict[str, Any] = {
         "x": read, "w": o.w, "y": written, "scale": o.scale, "shift": o.shift, "residual": o.residual,
-        "x_scale": o.x_scale, "x_shift": o.x_shift,
+        "beside": o.beside, "x_scale": o.x_scale, "x_shift": o.x_shift,
         "points": p.n * cols, "rows": rows, "cols": cols, "band": band, "in_h": read.shape[2], "in_w": read.shape[3],
-        "depth": depth, "columns": columns, "tile_depth": together * depth, "tile_columns": together * columns,
+        "depth": depth, "columns": columns, "per_group": o.per_group,
+        "tile_depth": together * depth, "tile_columns": together * columns,
         "all_depth": p.groups * depth, "all_columns": p.groups * columns,
         "w_start": w_start, "w_group": p.k // p.groups * o.w.stride(0), "w_column": w_column, "w_tap_h": w_tap_h,
         "w_tap_w": w_tap_w, "w_depth": w_depth,
@@ -212,10 +212,11 @@ def sweep(p: ConvProblem, o: Operands, config: Config, together: int) -> Launch:
         "TAPS_H": p.r, "TAPS_W": p.s, "STEP": step,
         "ACTIVATION": p.epilogue.activation if fprop else "none",
         "X_ACTIVATION": p.prologue.activation if fprop else "none",
-        "SEVERAL": together > 1, "PRECISION": o.precision,
+        "SHUFFLE": o.shuffle, "SEVERAL": together > 1, "PRECISION": o.precision,
         "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k,
     }  # fmt: skip
-    for prefix, tensor in (("x", read), ("y", written), ("r", o.residual)):
+    beside = o.residual if o.beside is None else o.beside
+    for prefix, tensor in (("x", read), ("y", written), ("r", beside)):
         strides = (0, 0, 0) if tensor is None else image_strides(tensor)
         arguments |= dict(zip((f"{prefix}_image", f"{prefix}_row", f"{prefix}_pixel"), strides, strict=True))
     arguments = in_units(arguments, "tile_depth", "tile_columns", "all_depth", "all_columns")

@@ -186,7 +186,7 @@ def _pick(p: ConvProblem, chip: Chip) -> Config:
 
 
 KERNELS = (
-    TritonKernel("im2col", "fprop", GEMM_CONFIGS, _why_not, _rather_not, _pick, _fprop_or_wgrad),
+    TritonKernel("im2col", "fprop", GEMM_CONFIGS, _why_not, _rather_not, _pick, _fprop_or_wgrad, shuffles=True),
     TritonKernel("im2col", "dgrad", GEMM_CONFIGS, _why_not, _rather_not, _pick, _dgrad),
     TritonKernel("im2col", "wgrad", WGRAD_CONFIGS, _why_not, _rather_not, _pick, _fprop_or_wgrad),
 )

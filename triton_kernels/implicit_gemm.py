@@ -34,7 +34,7 @@ import triton.language as tl
 from cnnkern.operands import Operands
 from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.configs import GEMM_CONFIGS, WGRAD_CONFIGS, pick_gemm, pick_wgrad, wgrad_splits
-from cnnkern.triton_kernels.fused import epilogue, prologue
+from cnnkern.triton_kernels.fused import epilogue, prologue, write
 from cnnkern.triton_kernels.launch import Config, Launch, TritonKernel, cdiv
 from cnnkern.triton_kernels.slices import added, slices_of
 from cnnkern.triton_kernels.statistics import empty_partials, store_statistics
@@ -42,26 +42,31 @@ from cnnkern.triton_kernels.statistics import empty_partials, store_statistics
 
 @triton.jit
 def lattice_kernel(
-    x, w, y, scale, shift, residual, x_scale, x_shift,
+    x, w, y, scale, shift, residual, beside, x_scale, x_shift,
     points, rows, cols,  # of the lattice, over all images; its size in one image
-    in_h, in_w, depth, columns,  # input image; maps of a group in x and in y
+    in_h, in_w, depth, columns, all_columns, per_group,  # image; maps of a group of x, of y, of all y, of a shuffle's
     x_image, x_row, x_pixel, y_image, y_row, y_pixel, y_start,  # elements; y's steps are the lattice's
     r_image, r_row, r_pixel, r_start,
     w_start, w_group, w_column, w_tap_h, w_tap_w, w_depth,  # elements
     in_step_h, in_step_w, off_h, off_w, tap_h, tap_w,  # input pixels: per lattice step, of the first tap, per tap
     alpha, x_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SHUFFLE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     stats=None,
 ):  # fmt: skip
-    """One tile of output pixels x maps, over all taps; grid (tiles, groups). stats: see fprop_with_statistics."""
-    # Programs next to each other take the same columns of up to 8 tiles of points, so that L2 serves w and x again.
+    """One tile of output pixels x maps, over all taps; grid (groups x tiles,). stats: see fprop_with_statistics.
+
+    The groups of a tile are neighbours: shuffled, they write every SHUFFLE-th map, and L2 puts whole lines together.
+    """
+    groups = all_columns // columns
+    group = (tl.program_id(0) % groups).to(tl.int64)
+    tile = tl.program_id(0) // groups
+    # Tiles next to each other take the same columns of up to 8 tiles of points, so that L2 serves w and x again.
     tiles_m, tiles_n = tl.cdiv(points, BLOCK_M), tl.cdiv(columns, BLOCK_N)
-    band = tl.program_id(0) // (8 * tiles_n)
+    band = tile // (8 * tiles_n)
     height = tl.minimum(tiles_m - band * 8, 8)
-    tile_m = band * 8 + tl.program_id(0) % (8 * tiles_n) % height
-    tile_n = tl.program_id(0) % (8 * tiles_n) // height
-    group = tl.program_id(1).to(tl.int64)
+    tile_m = band * 8 + tile % (8 * tiles_n) % height
+    tile_n = tile % (8 * tiles_n) // height
 
     point = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     image = (point // (rows * cols)).to(tl.int64)
@@ -101,13 +106,12 @@ def lattice_kernel(
     residual_offsets = pixel[:, None] + map_[None, :]
     total = epilogue(total, mask, scale, shift, residual, residual_offsets, map_, column_mask, ACTIVATION, alpha)
     pixel = image * y_image + row.to(tl.int64) * y_row + col * y_pixel + y_start
-    out = y + pixel[:, None] + map_[None, :]
-    tl.store(out, total.to(y.dtype.element_ty), mask=mask)
+    out = write(y, pixel, total, mask, map_, all_columns, beside, residual_offsets, per_group, SHUFFLE)
     if stats is not None:
         # The tile is read back, after a barrier: as the store lays it out, its sums take far fewer registers.
         tl.debug_barrier()
         tile = tl.load(out, mask=mask, other=0.0)
-        store_statistics(stats, tile_m, tile, mask, tl.num_programs(1) * columns, map_, column_mask)
+        store_statistics(stats, tile_m, tile, mask, all_columns, map_, column_mask)
 
 
 @triton.jit
@@ -250,11 +254,12 @@ def _lattice_launch(
     fprop = p.direction == "fprop"
     arguments: dict[str, Any] = {
         "x": read, "w": o.w, "y": written, "scale": o.scale, "shift": o.shift, "residual": o.residual,
-        "x_scale": o.x_scale, "x_shift": o.x_shift,
+        "beside": o.beside, "x_scale": o.x_scale, "x_shift": o.x_shift,
         "points": points, "rows": size[0], "cols": size[1],
         "in_h": read.shape[2], "in_w": read.shape[3], "depth": depth, "columns": columns,
+        "all_columns": p.groups * columns, "per_group": o.per_group,
         "x_image": x_image, "x_row": x_row, "x_pixel": x_pixel,
-        **places(written, "y"), **places(o.residual, "r"),
+        **places(written, "y"), **places(o.residual if o.beside is None else o.beside, "r"),
         **weights, "w_group": p.k // p.groups * o.w.stride(0),
         "in_step_h": in_step[0], "in_step_w": in_step[1], "off_h": offset[0], "off_w": offset[1],
         "tap_h": tap_step[0], "tap_w": tap_step[1],
@@ -262,9 +267,9 @@ def _lattice_launch(
         "TAPS_H": taps[0], "TAPS_W": taps[1],
         "ACTIVATION": p.epilogue.activation if fprop else "none",
         "X_ACTIVATION": p.prologue.activation if fprop else "none",
-        "PRECISION": o.precision, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k,
+        "SHUFFLE": o.shuffle, "PRECISION": o.precision, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k,
     }  # fmt: skip
-    grid = (cdiv(points, block_m) * cdiv(columns, block_n), p.groups)
+    grid = (p.groups * cdiv(points, block_m) * cdiv(columns, block_n),)
     return Launch(lattice_kernel, grid, arguments, config)
 
 
@@ -301,7 +306,9 @@ def _rather_not(p: ConvProblem) -> str:
 
 
 KERNELS = (
-    TritonKernel("implicit_gemm", "fprop", GEMM_CONFIGS, _why_not, _rather_not, pick_gemm, fprop_launches),
+    TritonKernel(
+        "implicit_gemm", "fprop", GEMM_CONFIGS, _why_not, _rather_not, pick_gemm, fprop_launches, shuffles=True
+    ),
     TritonKernel("implicit_gemm", "dgrad", GEMM_CONFIGS, _why_not, _rather_not, pick_gemm, dgrad_launches),
     TritonKernel("implicit_gemm", "wgrad", WGRAD_CONFIGS, _why_not, _rather_not, pick_wgrad, _wgrad),
 )

@@ -67,6 +67,8 @@ class TritonKernel:
     """Whether every operand has to begin at a multiple of 16 bytes."""
     capability: int = 80
     """The compute capability from which on it runs."""
+    shuffles: bool = False
+    """Whether it does what the operands' shuffle and beside ask for."""
 
 
 def run(launches: Sequence[Launch]) -> None:

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from cnnkern import functional
 from cnnkern.composed import activate
-from cnnkern.nn import Conv2d, ConvBNReLU2d, DepthwiseSeparableConv2d, _hooked, conv_bn_act
+from cnnkern.functional import joined
+from cnnkern.nn import ChannelShuffle, Conv2d, ConvBNReLU2d, DepthwiseSeparableConv2d, _hooked, conv_bn_act
 
 _FUSED = {
     nn.ReLU: "relu",
@@ -28,43 +29,58 @@ Branch = Callable[..., Tensor]
 class Layers(nn.Sequential):
     """nn.Sequential in which a convolution and the batch normalisation and activation after it are one call.
 
-    Called with a residual, (N, K, P, Q), it gives activation(layers(input) + residual), also in that call. Then the
-    last module is a convolution, its normalisation, or Layers.
+    So is a channel shuffle, if another module follows. Called with a residual, (N, K, P, Q), it gives
+    activation(layers(input) + residual), and with beside and shuffle channel_shuffle(cat([beside, layers(input)], 1),
+    shuffle), also in that call. Then the last module is a convolution, its normalisation, or Layers.
     """
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, activation: str = "none") -> Tensor:
-        """(N, K, P, Q) of (N, C, H, W)."""
+    def forward(
+        self, input: Tensor, residual: Tensor | None = None, activation: str = "none", *,
+        beside: Tensor | None = None, shuffle: int = 1,
+    ) -> Tensor:  # fmt: skip
+        """(N, K, P, Q) of (N, C, H, W), and the maps of beside."""
         *steps, last = _steps(self)
         for step in steps:
-            input = step.run(input, None, "none")
-        return last.run(input, residual, activation)
+            input = step.run(input, None, "none", None, step.shuffle)
+        return last.run(input, residual, activation, beside, shuffle)
 
 
 class _Step(NamedTuple):
     module: nn.Module
     bn: nn.Module | None
     activation: str
+    shuffle: int
+    """Groups of the channel shuffle that follows; 1 for none."""
 
-    def run(self, input: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    def run(
+        self, input: Tensor, residual: Tensor | None, activation: str, beside: Tensor | None, shuffle: int
+    ) -> Tensor:  # fmt: skip
         if isinstance(self.module, Conv2d):
             last = activation if self.activation == "none" else self.activation
-            return conv_bn_act(self.module, self.bn, input, last, residual)
-        if isinstance(self.module, Layers | Separable):
-            return self.module(input, residual, activation)
+            return conv_bn_act(self.module, self.bn, input, last, residual, beside=beside, shuffle=shuffle)
+        if isinstance(self.module, Layers):
+            return self.module(input, residual, activation, beside=beside, shuffle=shuffle)
+        if isinstance(self.module, Separable):
+            return joined(self.module(input, residual, activation), beside, shuffle)
         y = self.module(input)
-        return activate(y if residual is None else y + residual, activation, 0.0)
+        return joined(activate(y if residual is None else y + residual, activation, 0.0), beside, shuffle)
 
 
 def _steps(modules: Iterable[nn.Module]) -> Iterator[_Step]:
     rest = list(modules)[::-1]
     while rest:
-        module, bn, activation = rest.pop(), None, "none"
+        module, bn, activation, shuffle = rest.pop(), None, "none", 1
         if isinstance(module, Conv2d):
             if rest and isinstance(rest[-1], _BatchNorm):
                 bn = rest.pop()
             if rest and type(rest[-1]) in _FUSED and not _hooked(rest[-1]):
                 activation = _FUSED[type(rest.pop())]
-        yield _Step(module, bn, activation)
+        after = rest[-1] if len(rest) > 1 else None
+        mergeable = isinstance(module, Conv2d | Layers) and not _hooked(module)
+        if mergeable and isinstance(after, ChannelShuffle) and not _hooked(after):
+            shuffle = after.groups
+            rest.pop()
+        yield _Step(module, bn, activation, shuffle)
 
 
 def conv_bn(

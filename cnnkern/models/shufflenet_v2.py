@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from cnnkern import functional
 from cnnkern.models._blocks import GlobalAvgPool2d, Layers, MaxPool2d, conv_bn, initialise
 from cnnkern.models._network import Network
 from cnnkern.models._registry import register
@@ -41,7 +39,7 @@ class Unit(nn.Module):
             left, right = input.chunk(2, 1)
         else:
             left, right = self.branch1(input), input
-        return functional.channel_shuffle(torch.cat([left, self.branch2(right)], 1), 2)
+        return self.branch2(right, beside=left, shuffle=2)
 
 
 class ShuffleNetV2(Network):
