@@ -23,10 +23,10 @@ TARGET = re.compile(r"([0-9a-f]+) <")
 MULTIPLY_ADD = re.compile(r"vfn?m(add|sub)|vdpbf16ps")
 VECTOR = re.compile(r"%[xyz]mm")
 
-TILE = re.compile(r"(?:void )?cnnkern::cpu::(\w+)::(?:\(anonymous namespace\)::)?(\w*tile|add_rows?)(<.*>)\(")
+TILE = re.compile(r"(?:void )?cnnkern::cpu::(\w+)::(?:\(anonymous namespace\)::)?(\w*tile|add_row)(<.*>)\(")
 
 GEMM_KINDS = {"brgemm_tile", "dot_tile", "wgrad_tile"}
-ALL_KINDS = GEMM_KINDS | {"group_tile", "depthwise_wgrad_tile", "add_rows", "add_row"}
+ALL_KINDS = GEMM_KINDS | {"group_tile", "group_wgrad_tile", "depthwise_wgrad_tile", "add_row"}
 
 
 class Known(NamedTuple):
@@ -50,9 +50,6 @@ KNOWN = (
     Known("avx2", r"group_tile<bf16, bf16, Taps<3, 2, false, 0>, .*1, true>", 1, "16 bits are widened, then permuted"),
     Known("avx512", r"group_tile<double, double, Taps<3, [12], \w+, 0>, .*2, true>", 2, "a store that nothing reads"),
     Known("avx512", r"depthwise_wgrad_tile<bf16, 3, 2, 2, false>", 6, BORDER),
-    Known("avx2", r"add_rows<(float|double), [12], .*>", 37, BORDER),
-    Known("avx512", r"add_rows<bf16, [12], .*>", 18, BORDER),
-    Known("avx512", r"add_rows<(float|double), [12], .*>", 5, BORDER),
     Known("avx512", r"add_row<bf16, 5, 5>", 2, BORDER),
     Known("avx2", r"add_row<b?f16, .*>", 60, NO_MASK),
 )
