@@ -2,7 +2,8 @@
 
 A kernel that hangs, faults or is wrong is told by name, with the first problem where it is, and hurts no other.
 Problems go from one tile and one step to many tiles, one feature at a time. Hopper's primitives come before the kernels
-that are made of them (tests/simt/test_sm90.cpp, csrc/cuda/driver.cpp).
+that are made of them (tests/simt/test_sm90.cpp, csrc/cuda/driver.cpp). Nothing of the package is imported, so that
+``python bench/kernels.py`` can be the first thing on a new machine.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import click
-
-from cnnkern.backends.base import KernelName
 
 ROOT = Path(__file__).parents[1]
 SECONDS = 60  # of a process
@@ -96,7 +95,7 @@ def listed(program: Path) -> list[str]:
 
 def problems(kernel: str) -> str:
     """The driver's input: the kernel on every problem of its direction and type."""
-    _, _, direction, dtype, *_ = KernelName.parse(kernel)
+    direction, dtype = kernel.split("_nhwc_")[0].split("_")[-2:]
     own = [shape for shape in SHAPES if direction == "fprop" or ("act" not in shape and "residual" not in shape)]
     return "".join(f"{direction}-{dtype}-{shape} {kernel}\n" for shape in own)
 
