@@ -1,33 +1,37 @@
 """A layer in training: convolution, batch normalisation by the batch's own statistics, residual, activation.
 
-On CUDA tensors, by the Triton kernels: the convolution's epilogue leaves the statistics, so that its result z is read
-once to write y, and the backward pass computes what it needs from z anew. The result is that of torch's three layers.
+On CUDA tensors: the convolution's epilogue leaves the statistics, so that its result z is read once to write y, and the
+backward pass computes what it needs from z anew. The result is that of torch's three layers. Kernels are those of the
+backend that :mod:`cnnkern.gpu_tools` takes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function
 
-from cnnkern import autograd, autograd_tools, dispatch, gpu
+from cnnkern import autograd, autograd_tools, dispatch, gpu, gpu_tools
 from cnnkern.arguments import Size, alpha_of, geometry_of
-from cnnkern.backends import triton
+from cnnkern.backends import OWN_BACKENDS, cuda, triton
 from cnnkern.composed import activate
 from cnnkern.flags import ONLY, TF32
 from cnnkern.functional import joined
-from cnnkern.operands import Operands, evenly_spaced
+from cnnkern.operands import Layer, Operands, evenly_spaced
 from cnnkern.ops import Constants, gives_channels_last
 from cnnkern.problem import Epilogue, Prologue, suggests_channels_last
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
-    from cnnkern.triton_kernels.batch_norm import Layer
-    from cnnkern.triton_kernels.launch import Launch
+def why_missing(device: torch.device) -> str:
+    """Empty, or why no kernels of such a layer can run on the device, with the present settings."""
+    backend = dispatch.settings().backend
+    if backend not in (None, *OWN_BACKENDS["cuda"]):
+        return f"the backend is {backend}"
+    by_cuda = gpu_tools.tools(ONLY.get(backend or "", 0)).BACKEND == "cuda"
+    return (cuda if by_cuda else triton).why_missing(device)
 
 
 def conv_bn_act(
@@ -78,16 +82,13 @@ class _ConvBNAct(Function):
         beside: Tensor | None, shuffle: int, geometry: tuple[int, ...], running: tuple[Tensor, Tensor] | None,
         momentum: float, eps: float, activation: str, alpha: float, flags: int,
     ) -> Tensor:  # fmt: skip
-        from cnnkern.triton_kernels import batch_norm
-
-        layer = batch_norm.Layer(gamma, beta, eps, activation, alpha)
+        layer = Layer(gamma, beta, eps, activation, alpha)
         z, stats = _convolved(x, w, geometry, flags)
-        pixels = z.numel() // max(z.shape[1], 1)
-        _check(z, pixels, layer, running, residual=residual, beside=beside)
-        launches, moments = batch_norm.finish(stats, layer, pixels, running, momentum)
+        _check(z, layer, running, residual=residual, beside=beside)
         n, maps, p, q = z.shape
         y = gpu._nhwc_empty((n, maps if beside is None else 2 * maps, p, q), z)
-        _run([*launches, batch_norm.normalise(z, _even(residual), y, moments, layer, _even(beside), shuffle)], z)
+        given = (_even(residual), y, layer, running, momentum, _even(beside), shuffle)
+        moments = gpu_tools.tools(flags).normalise(z, stats, *given)
         for tensor in running or ():
             torch.autograd.graph.increment_version(tensor)
 
@@ -100,19 +101,17 @@ class _ConvBNAct(Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, dy)
-        from cnnkern.triton_kernels import batch_norm
-
         x, w, gamma, beta, residual, z, moments = ctx.saved_tensors
         geometry, eps, activation, alpha, flags, shuffle = ctx.rest
         needs_x, needs_w, needs_gamma, needs_beta, needs_residual, needs_beside = ctx.needs_input_grad[:6]
-        layer = batch_norm.Layer(gamma, beta, eps, activation, alpha)
+        layer = Layer(gamma, beta, eps, activation, alpha)
         dz = torch.empty_like(z)
         dgamma = torch.empty_like(gamma) if needs_gamma else None
         dbeta = torch.empty_like(beta) if needs_beta else None
         dresidual = torch.empty_like(z) if needs_residual else None
         dbeside = torch.empty_like(z) if needs_beside else None
         given = (evenly_spaced(dy), z, _even(residual), moments, layer)
-        _run(batch_norm.backward(*given, dz, dgamma, dbeta, dresidual, dbeside, shuffle), z)
+        gpu_tools.tools(flags).normalise_backward(*given, dz, dgamma, dbeta, dresidual, dbeside, shuffle)
 
         dx = dw = None
         if needs_x:
@@ -148,30 +147,20 @@ def _differentiable_backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _convolved(x: Tensor, w: Tensor, geometry: tuple[int, ...], flags: int) -> tuple[Tensor, Tensor]:
-    """z = conv(x, w), channels_last, and its partial statistics, from the epilogue if the kernel chosen writes them."""
-    from cnnkern.triton_kernels import implicit_gemm, statistics
-
+    """z = conv(x, w), channels_last, and its partial statistics."""
+    tools = gpu_tools.tools(flags)
     x, w = evenly_spaced(x), gpu._krsc(w)
     given = (x.shape, w.shape, x.dtype, geometry, gpu._gap(x), 0, Prologue(), Epilogue())
     problem = gpu._problem("fprop", *given)
-    kernel, config = triton.listed()[gpu._chosen(problem, flags | ONLY["triton"], None)]
-    if kernel.family != "implicit_gemm":
-        z = gpu.conv2d_fprop(x, w, None, None, None, geometry, "none", 0.0, None, None, None, None, flags, None)
-        z = z.contiguous(memory_format=torch.channels_last)
-        launch, stats = statistics.partials_of(z)
-    else:
-        z = gpu._nhwc_empty(problem.y_size, x)
-        operands = Operands(x, w, z, precision="tf32" if flags & TF32 else "ieee")
-        launch, stats = implicit_gemm.fprop_with_statistics(problem, operands, config)
-    _run([launch], z)
-    return z, stats
-
-
-def _check(
-    z: Tensor, pixels: int, layer: Layer, running: tuple[Tensor, Tensor] | None, **images: Tensor | None
-) -> None:
-    if pixels < 2:
+    z = gpu._nhwc_empty(problem.y_size, x)
+    if z.numel() < 2 * max(problem.k, 1):
         raise ValueError(f"expected more than one value per map in training, and the result is {tuple(z.shape)}")
+    flags |= ONLY[tools.BACKEND] | gpu._alignment((x, w, z))
+    operands = Operands(x, w, z, precision="tf32" if flags & TF32 else "ieee")
+    return z, tools.conv_with_statistics(gpu._chosen(problem, flags, None), problem, operands, flags)
+
+
+def _check(z: Tensor, layer: Layer, running: tuple[Tensor, Tensor] | None, **images: Tensor | None) -> None:
     per_map = {"gamma": layer.gamma, "beta": layer.beta}
     per_map |= {} if running is None else {"running_mean": running[0], "running_var": running[1]}
     for name, tensor in per_map.items():
@@ -182,13 +171,7 @@ def _check(
             raise ValueError(f"{name} is {tuple(image.shape)} in {image.dtype}, not {tuple(z.shape)} in {z.dtype}")
 
 
-def _run(launches: Sequence[Launch], on: Tensor) -> None:
-    from cnnkern.triton_kernels.launch import run
-
-    with torch.cuda.device_of(on):
-        run(launches)
-
-
 def _flags(x: Tensor) -> int:
+    settings = dispatch.settings()
     tf32 = x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return dispatch.settings().flags | (TF32 if tf32 else 0)
+    return settings.flags | ONLY.get(settings.backend or "", 0) | (TF32 if tf32 else 0)

@@ -7,7 +7,7 @@ on the batch. Nothing here waits for the GPU or measures, so calls can be captur
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -109,8 +109,12 @@ def conv2d_backward(
 def _run(problem: ConvProblem, flags: int, name: str | None, shuffle: int = 1, **tensors: Tensor | None) -> None:
     precision = "tf32" if flags & TF32 else "ieee"
     operands = Operands(**tensors, shuffle=shuffle, precision=precision)  # type: ignore[arg-type]
-    aligned = all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors.values())
-    _prepared(problem, flags | (0 if aligned else UNALIGNED), name)(operands)
+    _prepared(problem, flags | _alignment(tensors.values()), name)(operands)
+
+
+def _alignment(tensors: Iterable[Tensor | None]) -> int:
+    """The flag of tensors of which one does not begin at a multiple of 16 bytes."""
+    return 0 if all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors) else UNALIGNED
 
 
 @functools.lru_cache(maxsize=1 << 16)
@@ -120,6 +124,7 @@ def _prepared(problem: ConvProblem, flags: int, name: str | None) -> Callable[[O
     return _PREPARE[KernelName.parse(kernel).backend](kernel, problem, flags)
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def _chosen(problem: ConvProblem, flags: int, name: str | None) -> str:
     if name is None:
         return dispatch.choose(problem, flags, device="cuda")
@@ -133,6 +138,7 @@ def _chosen(problem: ConvProblem, flags: int, name: str | None) -> str:
 def clear_memo() -> None:
     """Forgets all decisions."""
     _prepared.cache_clear()
+    _chosen.cache_clear()
 
 
 @functools.lru_cache(maxsize=1 << 16)

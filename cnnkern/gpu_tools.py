@@ -35,11 +35,11 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
     if x.is_contiguous() and not channels_last:
         y = torch.empty_like(x)
         if y.numel():
-            _tools().shuffle_planes(x, y, groups)
+            tools().shuffle_planes(x, y, groups)
         return y
     y = _nhwc_empty(x.shape, x)
     if y.numel():
-        _tools().shuffle_maps(evenly_spaced(x), y, groups)
+        tools().shuffle_maps(evenly_spaced(x), y, groups)
     return _laid_out(y, channels_last)
 
 
@@ -52,7 +52,7 @@ def max_pool2d(
     y = _nhwc_empty(_pooled_size(x.shape, window), x)
     indices = torch.empty_like(y, dtype=torch.int64)
     if y.numel():
-        _tools().max_pool(evenly_spaced(x), y, indices, window)
+        tools().max_pool(evenly_spaced(x), y, indices, window)
     channels_last = suggests_channels_last(x)
     return _laid_out(y, channels_last), _laid_out(indices, channels_last)
 
@@ -68,7 +68,7 @@ def max_pool2d_backward(
         raise RuntimeError("indices are not int64 or have other sizes than dy")
     dx = _nhwc_empty(x_size, dy)
     if dx.numel():
-        _tools().max_pool_backward(evenly_spaced(dy), evenly_spaced(indices), dx, window)
+        tools().max_pool_backward(evenly_spaced(dy), evenly_spaced(indices), dx, window)
     return _laid_out(dx, channels_last)
 
 
@@ -80,7 +80,7 @@ def avg_pool2d(
     window = _window(kernel, stride, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
     y = _nhwc_empty(_pooled_size(x.shape, window), x)
     if y.numel():
-        _tools().avg_pool(evenly_spaced(x), y, window)
+        tools().avg_pool(evenly_spaced(x), y, window)
     return _laid_out(y, suggests_channels_last(x))
 
 
@@ -93,7 +93,7 @@ def avg_pool2d_backward(
     _check_size(dy, x_size, window)
     dx = _nhwc_empty(x_size, dy)
     if dx.numel():
-        _tools().avg_pool_backward(evenly_spaced(dy), dx, window)
+        tools().avg_pool_backward(evenly_spaced(dy), dx, window)
     return _laid_out(dx, channels_last)
 
 
@@ -103,7 +103,7 @@ def global_avg_pool2d(x: Tensor) -> Tensor:
         raise RuntimeError("x has no pixels to average")
     y = _nhwc_empty((*x.shape[:2], 1, 1), x)
     if y.numel():
-        _tools().global_avg_pool(evenly_spaced(x), y)
+        tools().global_avg_pool(evenly_spaced(x), y)
     return _laid_out(y, suggests_channels_last(x))
 
 
@@ -123,10 +123,10 @@ def depthwise_separable(
     x = evenly_spaced(x)
     first = _problem("fprop", x.shape, dw_weight.shape, x.dtype, tuple(geometry), _gap(x), 0, Prologue(), dw_epilogue)
     second = _problem("fprop", first.y_size, pw_weight.shape, x.dtype, POINTWISE, 0, 0, Prologue(), pw_epilogue)
-    tools = _tools(flags)
-    why_not = tools.separable_why_not(first, second, flags)
+    backend = tools(flags)
+    why_not = backend.separable_why_not(first, second, flags)
     if kernel is not None:
-        name = f"{tools.BACKEND}_depthwise_separable_fprop_{first.dtype}_nhwc_any__sm80"
+        name = f"{backend.BACKEND}_depthwise_separable_fprop_{first.dtype}_nhwc_any__sm80"
         why_not = why_not if kernel == name else f"it is not {name}"
         if why_not:
             raise RuntimeError(f"{kernel} cannot compute {first} and {second}: {why_not}")
@@ -139,7 +139,7 @@ def depthwise_separable(
     precision = "tf32" if flags & TF32 else "ieee"
     operands = SeparableOperands(x, dw_weight, pw_weight, y, dw_scale, dw_shift, pw_scale, pw_shift, precision)
     if y.numel():
-        tools.separable(first, second, operands, flags)
+        backend.separable(first, second, operands, flags)
     return _laid_out(y, channels_last)
 
 
@@ -180,8 +180,8 @@ def _by_cuda(flags: int) -> bool:
 
 
 @functools.cache
-def _tools(flags: int = 0) -> Any:
-    """The functions of a backend, by torch's names."""
+def tools(flags: int = 0) -> Any:
+    """The functions of the backend that the flags ask for, or of Triton where that is installed."""
     return importlib.import_module(f"cnnkern.backends.{'cuda_tools' if _by_cuda(flags) else 'triton_tools'}")
 
 

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from cnnkern import batch_norm, dispatch
+from cnnkern import batch_norm
 from cnnkern.arguments import alpha_of, autocasts, in_transform
-from cnnkern.backends import triton
 from cnnkern.composed import activate
 from cnnkern.functional import (
     channel_shuffle,
@@ -252,7 +251,7 @@ def fold_batch_norm(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
 
 
 def _trains_fused(conv: nn.Conv2d, bn: nn.Module | None, input: Tensor) -> bool:
-    """Whether the Triton kernels of a layer in training take this one: what they leave out, torch's layers do."""
+    """Whether the kernels of a layer in training take this one: what they leave out, torch's layers do."""
     return (
         type(input) is Tensor
         and input.is_cuda
@@ -265,10 +264,9 @@ def _trains_fused(conv: nn.Conv2d, bn: nn.Module | None, input: Tensor) -> bool:
         and input.dtype == conv.weight.dtype
         and input.dtype in _TRAINED_FUSED
         and input.numel() > 0
-        and dispatch.settings().backend in (None, "triton")
         and not (_hooked(conv) or _hooked(bn) or autocasts(input) or in_transform() or torch.compiler.is_compiling())
         and forward_ad._current_level < 0
-        and not triton.why_missing(input.device)
+        and not batch_norm.why_missing(input.device)
     )
 
 

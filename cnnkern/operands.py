@@ -30,6 +30,8 @@ class Operands:
     dbias: Tensor | None = None
     beside: Tensor | None = None
     shuffle: int = 1
+    statistics: Tensor | None = None
+    """In fprop without an epilogue, where the kernel leaves any: partial statistics of y, float32 [partials, 3, K]."""
     precision: str = "ieee"
     """How float32 is multiplied: "ieee" or "tf32"."""
 
@@ -55,6 +57,17 @@ class SeparableOperands:
     pw_scale: Tensor | None = None
     pw_shift: Tensor | None = None
     precision: str = "ieee"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A batch-normalised layer in training; gamma and beta (K,) or None, of any float dtype."""
+
+    gamma: Tensor | None
+    beta: Tensor | None
+    eps: float = 1e-5
+    activation: str = "none"
+    alpha: float = 0.0
 
 
 def evenly_spaced(tensor: Tensor) -> Tensor:

@@ -10,8 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from cnnkern import gpu_tools
+from cnnkern import composed, gpu, gpu_tools
+from cnnkern.arguments import alpha_of
 from cnnkern.backends import cuda, cuda_tools
+from cnnkern.batch_norm import conv_bn_act
+from cnnkern.operands import Layer, Operands
+from cnnkern.problem import ACTIVATIONS
 from cnnkern.testing import error
 from cnnkern.window import Window
 
@@ -42,7 +46,7 @@ def built():
 def on_the_cpu(built, monkeypatch):
     monkeypatch.setattr(cuda_tools, "library", lambda: built)
     monkeypatch.setattr(cuda_tools, "place", lambda tensor: (0, 0))
-    monkeypatch.setattr(gpu_tools, "_tools", lambda flags=0: cuda_tools)
+    monkeypatch.setattr(gpu_tools, "tools", lambda flags=0: cuda_tools)
 
 
 def images(n, c, h, w, dtype, gap=0):
@@ -125,3 +129,130 @@ def test_depthwise_separable(c, k, stride, dtype):
     between = F.relu6(F.conv2d(x.double(), dw.double(), None, stride, 1, 1, c) * per_map[0] + per_map[1])
     wanted = F.leaky_relu(F.conv2d(between, pw.double(), bias.double()), 0.1)
     assert error(y, wanted) <= ROUNDINGS * torch.finfo(dtype).eps
+
+
+def large_mean(pixels, maps, dtype=torch.float32):
+    """Mean 100, sigma 0.05: in float32 the square of the one has no digit of the square of the other."""
+    return (images(1, maps, pixels, 1, torch.float64) * 0.05 + 100).to(dtype)
+
+
+@pytest.mark.parametrize(("pixels", "maps"), [(40, 5), (700, 8), (9000, 5), (70, 1100)])
+def test_statistics_of_a_large_mean(pixels, maps):
+    """Maps in vectors and one by one, of fewer and more pixels than a block has threads, and in several blocks."""
+    z, layer = large_mean(pixels, maps), Layer(None, None, eps=1e-9)
+    y = torch.empty_like(z)
+    moments = cuda_tools.normalise(z, cuda_tools.partials_of(z), None, y, layer, None, 0.0)
+    var, mean = torch.var_mean(z.double(), (0, 2, 3), correction=0)
+    assert error(moments[0], mean) <= 1e-7
+    assert error(moments[1], var) <= 1e-5
+    assert error(y, F.batch_norm(z.double(), None, None, None, None, True, 0.0, 1e-9)) <= 5e-4
+
+
+@pytest.mark.parametrize("count", [1, 512, 513, 300_000])
+def test_partials_are_merged_over_several_levels(count):
+    """Of parts of one to five pixels, which have means of their own."""
+    generator = torch.Generator().manual_seed(count)
+    counts = torch.randint(1, 6, (count,), generator=generator)
+    values = (
+        torch.randn(count, 5, 3, generator=generator, dtype=torch.float64) + torch.arange(count)[:, None, None] / count
+    )
+    there = (torch.arange(5) < counts[:, None])[:, :, None]
+    mean = (values * there).sum(1) / counts[:, None]
+    m2 = ((values - mean[:, None]).square() * there).sum(1)
+    stats = torch.stack([counts[:, None].expand(-1, 3), mean, m2], 1).float()
+    z = torch.zeros(1, 3, 1, int(counts.sum())).contiguous(memory_format=torch.channels_last)
+    moments = cuda_tools.normalise(z, stats, None, torch.empty_like(z), Layer(None, None), None, 0.0)
+    var, mean = torch.var_mean(values[there.expand_as(values)].view(-1, 3), 0, correction=0)
+    assert error(moments[0], mean) <= 1e-6
+    assert error(moments[1], var) <= 1e-6
+
+
+class Torchs:
+    """A prepared call that is torch's convolution."""
+
+    partials = 0
+
+    def __init__(self, kernel, problem, flags):
+        self.problem = problem
+
+    def __call__(self, operands: Operands):
+        p, o = self.problem, operands
+        geometry = (p.stride, p.padding[:2], p.dilation)
+        if p.direction == "fprop":
+            o.y.copy_(F.conv2d(o.x, o.w, None, *geometry, p.groups))
+            return
+        wanted = (p.direction == "dgrad", p.direction == "wgrad", False)
+        x = torch.empty(p.x_size, dtype=o.x.dtype) if p.direction == "dgrad" else o.x
+        rest = (None, *geometry, False, (0, 0), p.groups, wanted)
+        dx, dw, _ = torch.ops.aten.convolution_backward(o.y, x, o.w.nan_to_num() if wanted[1] else o.w, *rest)
+        (o.x if wanted[0] else o.w).copy_(dx if wanted[0] else dw)
+
+
+@pytest.fixture
+def by_torch(monkeypatch):
+    """Convolutions are torch's, and statistics therefore read from what they write."""
+    monkeypatch.setattr(gpu, "_chosen", lambda *_: "torch's")
+    monkeypatch.setattr(gpu, "_prepared", lambda problem, flags, name: Torchs(name, problem, flags))
+    monkeypatch.setattr(cuda_tools, "_prepared", Torchs)
+
+
+def layer_of(dtype, maps, groups=1):
+    """x, w, gamma, beta and residual of a 3x3 convolution, x as a slice of a wider buffer, and dy."""
+    x, w = images(2, 8, 7, 6, dtype, gap=8), images(maps, 8 // groups, 3, 3, dtype, gap=1) / 9
+    gamma, beta = torch.rand(maps) + 0.5, torch.randn(maps, generator=torch.Generator().manual_seed(1))
+    residual, dy = images(2, maps, 4, 3, dtype, gap=3), images(2, maps, 4, 3, dtype)
+    return x, w, gamma, beta, residual, dy
+
+
+def gradients_of(layer, tensors, dy):
+    given = [tensor if tensor is None else tensor.detach().requires_grad_() for tensor in tensors]
+    y = layer(*given)
+    return y.detach(), *torch.autograd.grad(y, [tensor for tensor in given if tensor is not None], dy.to(y.dtype))
+
+
+CASES = (
+    # dtype, maps, activation, whether there are gamma and beta, a residual
+    *((torch.float32, 16, activation, True, True) for activation in ACTIVATIONS),
+    (torch.float32, 6, "relu", False, False),
+    (torch.bfloat16, 24, "tanh", True, True),
+    (torch.float16, 6, "none", True, False),
+)
+
+
+@pytest.mark.parametrize(("dtype", "maps", "activation", "affine", "residual"), CASES, ids=str)
+def test_a_layer_in_training(by_torch, dtype, maps, activation, affine, residual):
+    """Value, gradients and running statistics, with at most twice the error of torch's own layers."""
+    *tensors, dy = layer_of(dtype, maps)
+    tensors[2:4] = tensors[2:4] if affine else (None, None)
+    tensors[4] = tensors[4] if residual else None
+    running = (torch.randn(maps), torch.rand(maps).to(dtype))
+
+    def torchs(running):
+        def layer(x, w, gamma, beta, residual):
+            z = F.batch_norm(F.conv2d(x, w, None, 2, 1), *running, gamma, beta, True, 0.3, 1e-3)
+            return composed.activate(z if residual is None else z + residual, activation, alpha_of(activation, None))
+
+        return layer
+
+    def own(x, w, gamma, beta, residual):
+        how = {"eps": 1e-3, "momentum": 0.3, "activation": activation, "residual": residual}
+        return conv_bn_act(x, w, gamma, beta, *running, 2, 1, **how)
+
+    wide = tuple(tensor.double() for tensor in running)
+    truth = gradients_of(torchs(wide), [None if t is None else t.double() for t in tensors], dy)
+    narrow = gradients_of(torchs((running[0].clone(), running[1].float().clone())), tensors, dy)
+    for mine, theirs, torchs_own in zip(gradients_of(own, tensors, dy), truth, narrow, strict=True):
+        assert error(mine, theirs) <= max(2 * error(torchs_own, theirs), 4e-6)
+    for mine, theirs in zip(running, wide, strict=True):
+        assert error(mine, theirs) <= 8 * torch.finfo(dtype).eps
+
+
+def test_the_same_bits_from_every_run(by_torch):
+    x, w, gamma, beta, residual, dy = layer_of(torch.float32, 24, groups=2)
+
+    def once():
+        return gradients_of(
+            lambda *t: conv_bn_act(*t[:4], None, None, 2, 1, 1, 2, residual=t[4]), (x, w, gamma, beta, residual), dy
+        )
+
+    assert all(map(torch.equal, once(), once()))

@@ -37,7 +37,6 @@ elements a second forward and 0.43e12 backward.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -45,7 +44,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from cnnkern.operands import pixel_stride
+from cnnkern.operands import Layer, pixel_stride
 from cnnkern.triton_kernels.fused import activate, place, write
 from cnnkern.triton_kernels.launch import Config, Launch, cdiv
 from cnnkern.triton_kernels.pixels import multiple, vector_of
@@ -53,17 +52,6 @@ from cnnkern.triton_kernels.statistics import BLOCK_C, MERGED, merge, merge_part
 
 _TILE = 2048  # elements
 _PROGRAMS = 528  # of the sums, four to each multiprocessor of an H200; a constant, so that the bits are the same on all
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A batch-normalised layer in training; gamma and beta (K,) or None, of any float dtype."""
-
-    gamma: Tensor | None
-    beta: Tensor | None
-    eps: float = 1e-5
-    activation: str = "none"
-    alpha: float = 0.0
 
 
 @triton.jit

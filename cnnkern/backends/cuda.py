@@ -29,6 +29,7 @@ class Pointers(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("x", "w", "y", "scale", "shift", "x_scale", "x_shift", "residual")),
         ("dbias", ctypes.c_void_p),
+        ("statistics", ctypes.c_void_p),
         ("workspace", ctypes.c_void_p),
         ("residual_pixel_stride", ctypes.c_int64),
         *((f"narrow_{name}", ctypes.c_bool) for name in ("scale", "shift", "x_scale", "x_shift")),
@@ -43,6 +44,7 @@ CONVOLUTION: dict[str, tuple[Any, ...]] = {
     "candidates": (_TEXT, _TEXT, *_FLAGS),
     "prepare": (_HANDLE, _TEXT, _TEXT, *_FLAGS),
     "workspace_bytes": (ctypes.c_int64, _HANDLE),
+    "partials": (ctypes.c_int64, _HANDLE),
     "release": (None, _HANDLE),
     "run": (_TEXT, _HANDLE, ctypes.POINTER(Pointers), ctypes.c_int, ctypes.c_void_p),
     "error": (_TEXT,),
@@ -56,6 +58,13 @@ TOOLS: dict[str, tuple[Any, ...]] = {
     "avg_pool2d_backward": (_TEXT,),
     "global_avg_pool2d": (_TEXT,),
     "global_avg_pool2d_workspace_bytes": (ctypes.c_int64, *(ctypes.c_int64,) * 3),
+    "batch_statistics": (_TEXT,),
+    "batch_statistics_partials": (ctypes.c_int64, ctypes.c_int, *(ctypes.c_int64,) * 2),
+    "batch_moments": (_TEXT,),
+    "batch_moments_workspace_bytes": (ctypes.c_int64, *(ctypes.c_int64,) * 2),
+    "batch_norm": (_TEXT,),
+    "batch_norm_backward": (_TEXT,),
+    "batch_norm_backward_workspace_bytes": (ctypes.c_int64, ctypes.c_int, *(ctypes.c_int64,) * 2),
     "separable": (_TEXT,),
     "separable_why_not": (_TEXT, _TEXT, _TEXT, ctypes.c_int64),
 }
@@ -130,6 +139,7 @@ class PreparedCall:
         if not self._handle:
             raise RuntimeError(self._library.cnnkern_cuda_error().decode())
         self._workspace_bytes = self._library.cnnkern_cuda_workspace_bytes(self._handle)
+        self.partials = self._library.cnnkern_cuda_partials(self._handle)  # of the statistics that it can leave
 
     def __del__(self) -> None:
         if getattr(self, "_handle", None):
@@ -140,7 +150,7 @@ class PreparedCall:
         workspace = operands.x.new_empty(self._workspace_bytes, dtype=torch.uint8) if self._workspace_bytes else None
         given = (
             operands.x, operands.w, operands.y, operands.scale, operands.shift, operands.x_scale, operands.x_shift,
-            operands.residual, operands.dbias, workspace,
+            operands.residual, operands.dbias, operands.statistics, workspace,
         )  # fmt: skip
         pointers = Pointers(
             *(None if tensor is None else tensor.data_ptr() for tensor in given),

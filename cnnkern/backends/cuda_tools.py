@@ -6,14 +6,16 @@ Tensors are (N, C, H, W) with their maps next to each other and pixels equally f
 from __future__ import annotations
 
 import ctypes
+import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cnnkern.backends.cuda import Pointers, library, narrow, place
-from cnnkern.operands import SeparableOperands, pixel_stride
-from cnnkern.problem import DTYPE_NAMES, DTYPES, ConvProblem
+from cnnkern.backends.cuda import Pointers, PreparedCall, library, narrow, place
+from cnnkern.operands import Layer, Operands, SeparableOperands, pixel_stride
+from cnnkern.problem import ACTIVATIONS, DTYPE_NAMES, DTYPES, ConvProblem
 from cnnkern.window import Window
 
 BACKEND = "cuda"
@@ -38,6 +40,36 @@ class _Pooling(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("n", "c", "h", "w", "p", "q", "r", "s")),
         *((name, ctypes.c_int64) for name in ("stride_h", "stride_w", "pad_h", "pad_w", "dilation_h", "dilation_w")),
         ("count_include_pad", ctypes.c_bool),
+    )
+
+
+class _BatchNorm(ctypes.Structure):
+    """csrc/cuda/tools.h's BatchNorm."""
+
+    _fields_ = (
+        ("dtype", ctypes.c_int8),
+        *((name, ctypes.c_int64) for name in ("pixels", "maps")),
+        *((name, ctypes.c_void_p) for name in ("z", "residual")),
+        ("residual_pixel_stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("gamma", "beta", "moments")),
+        *((name, ctypes.c_float) for name in ("eps", "alpha")),
+        ("activation", ctypes.c_int8),
+    )
+
+
+class _RunningStatistics(ctypes.Structure):
+    """csrc/cuda/tools.h's RunningStatistics."""
+
+    _fields_ = (("mean", ctypes.c_void_p), ("var", ctypes.c_void_p), ("momentum", ctypes.c_float))
+
+
+class _BatchNormGradients(ctypes.Structure):
+    """csrc/cuda/tools.h's BatchNormGradients."""
+
+    _fields_ = (
+        ("dy", ctypes.c_void_p),
+        ("dy_pixel_stride", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("dz", "dresidual", "dgamma", "dbeta")),
     )
 
 
@@ -81,7 +113,7 @@ def global_avg_pool(x: Tensor, y: Tensor) -> None:
     """The means of maps."""
     n, c, h, w = x.shape
     scratch = library().cnnkern_cuda_global_avg_pool2d_workspace_bytes(n, h * w, c)
-    workspace = x.new_empty(scratch, dtype=torch.uint8) if scratch else None
+    workspace = _scratch(x, scratch)
     sizes = (ctypes.c_int64(size) for size in (n, h * w, c))
     _call("global_avg_pool2d", y, _code(x), *sizes, *_from(x), _at(y), _at(workspace))
 
@@ -106,6 +138,96 @@ def separable(first: ConvProblem, second: ConvProblem, operands: SeparableOperan
     )  # fmt: skip
     problems = str(first).encode(), str(second).encode()
     _call("separable", y, *problems, ctypes.c_int64(flags), ctypes.byref(dw), ctypes.byref(pw))
+
+
+def conv_with_statistics(kernel: str, problem: ConvProblem, operands: Operands, flags: int) -> Tensor:
+    """Runs the fprop kernel; returns y's partial statistics [partials, 3, K], of its epilogue where it leaves any."""
+    call, z = _prepared(kernel, problem, flags), operands.y
+    if call.partials:
+        stats = z.new_empty(call.partials, 3, problem.k, dtype=torch.float32)
+        call(replace(operands, statistics=stats))
+        return stats
+    call(operands)
+    return partials_of(z)
+
+
+def partials_of(z: Tensor) -> Tensor:
+    """The partial statistics of dense z, which is read for them."""
+    n, maps, p, q = z.shape
+    partials = library().cnnkern_cuda_batch_statistics_partials(_code(z), n * p * q, maps)
+    stats = z.new_empty(partials, 3, maps, dtype=torch.float32)
+    _call("batch_statistics", z, _code(z), ctypes.c_int64(n * p * q), ctypes.c_int64(maps), _at(z), _at(stats))
+    return stats
+
+
+def normalise(
+    z: Tensor, stats: Tensor, residual: Tensor | None, y: Tensor, layer: Layer, running: tuple[Tensor, Tensor] | None,
+    momentum: float, beside: Tensor | None = None, shuffle: int = 1,
+) -> Tensor:  # fmt: skip
+    """y of a batch-normalised layer, shuffled with beside; returns its moments [4, K]: mean, var, scale and shift."""
+    if beside is not None or shuffle > 1:
+        alone = torch.empty_like(z)
+        moments = normalise(z, stats, residual, alone, layer, running, momentum)
+        together = alone if beside is None else torch.cat([beside, alone], 1)
+        shuffle_maps(together, y, shuffle)
+        return moments
+    partials, _, maps = stats.shape
+    layer, moments = _in_float(layer), stats.new_empty(4, maps)
+    norm = _batch_norm(z, residual, moments, layer)
+    moved = [] if running is None else [(own, own.float()) for own in running]
+    averages = _RunningStatistics(*([average.data_ptr() for _, average in moved] or (None, None)), momentum)
+    workspace = _scratch(z, library().cnnkern_cuda_batch_moments_workspace_bytes(partials, maps))
+    count = ctypes.c_int64(partials)
+    _call("batch_moments", z, norm, _at(stats), count, ctypes.byref(averages), _at(workspace))
+    _call("batch_norm", y, norm, _at(y))
+    for own, average in moved:
+        if average is not own:
+            own.copy_(average)
+    return moments
+
+
+def normalise_backward(
+    dy: Tensor, z: Tensor, residual: Tensor | None, moments: Tensor, layer: Layer, dz: Tensor, dgamma: Tensor | None,
+    dbeta: Tensor | None, dresidual: Tensor | None, dbeside: Tensor | None = None, shuffle: int = 1,
+) -> None:  # fmt: skip
+    """dz of normalise, and the gradients that are not None."""
+    if shuffle > 1:
+        shuffled, dy = dy, torch.empty(dy.shape, dtype=dy.dtype, device=dy.device, memory_format=torch.channels_last)
+        shuffle_maps(shuffled, dy, dy.shape[1] // shuffle)
+    of_beside, dy = dy.tensor_split([dy.shape[1] - z.shape[1]], 1)
+    if dbeside is not None:
+        dbeside.copy_(of_beside)
+    n, maps, p, q = z.shape
+    layer = _in_float(layer)
+    found = [None if own is None else own.float() for own in (dgamma, dbeta)]
+    tensors = (_at(tensor) for tensor in (dz, dresidual, *found))
+    gradients = _BatchNormGradients(_at(dy), pixel_stride(dy), *tensors)
+    workspace = _scratch(z, library().cnnkern_cuda_batch_norm_backward_workspace_bytes(_code(z), n * p * q, maps))
+    norm = _batch_norm(z, residual, moments, layer)
+    _call("batch_norm_backward", dz, norm, ctypes.byref(gradients), _at(workspace))
+    for own, gradient in zip((dgamma, dbeta), found, strict=True):
+        if own is not None and gradient is not None and gradient is not own:
+            own.copy_(gradient)
+
+
+def _batch_norm(z: Tensor, residual: Tensor | None, moments: Tensor, layer: Layer) -> Any:
+    n, maps, p, q = z.shape
+    stride = 0 if residual is None else pixel_stride(residual)
+    given = (_at(z), _at(residual), stride, _at(layer.gamma), _at(layer.beta), _at(moments))
+    how = (layer.eps, layer.alpha, ACTIVATIONS.index(layer.activation))
+    return ctypes.byref(_BatchNorm(_code(z), n * p * q, maps, *given, *how))
+
+
+def _in_float(layer: Layer) -> Layer:
+    gamma, beta = (None if vector is None else vector.float() for vector in (layer.gamma, layer.beta))
+    return replace(layer, gamma=gamma, beta=beta)
+
+
+def _scratch(like: Tensor, size: int) -> Tensor | None:
+    return like.new_empty(size, dtype=torch.uint8) if size else None
+
+
+_prepared = functools.lru_cache(maxsize=1 << 12)(PreparedCall)
 
 
 def _call(name: str, written: Tensor, *arguments: Any) -> None:

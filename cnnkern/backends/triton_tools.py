@@ -10,9 +10,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cnnkern.operands import SeparableOperands
+from cnnkern.backends import triton
+from cnnkern.operands import Layer, Operands, SeparableOperands
 from cnnkern.problem import ConvProblem
-from cnnkern.triton_kernels import channel_shuffle, depthwise_separable, pooling
+from cnnkern.triton_kernels import batch_norm, channel_shuffle, depthwise_separable, implicit_gemm, pooling, statistics
 from cnnkern.triton_kernels.launch import Launch, run
 from cnnkern.window import Window
 
@@ -63,6 +64,36 @@ def separable(first: ConvProblem, second: ConvProblem, operands: SeparableOperan
     """Both convolutions."""
     config = depthwise_separable.pick(second)
     _run(operands.y, depthwise_separable.launches(first, second, operands, config))
+
+
+def conv_with_statistics(kernel: str, problem: ConvProblem, operands: Operands, flags: int) -> Tensor:
+    """Runs the fprop kernel; returns y's partial statistics [partials, 3, K], of its epilogue where it leaves any."""
+    family, config = triton.listed()[kernel]
+    if family.family == "implicit_gemm":
+        launch, stats = implicit_gemm.fprop_with_statistics(problem, operands, config)
+        _run(operands.y, [launch])
+    else:
+        launch, stats = statistics.partials_of(operands.y)
+        _run(operands.y, [*family.launches(problem, operands, config), launch])
+    return stats
+
+
+def normalise(
+    z: Tensor, stats: Tensor, residual: Tensor | None, y: Tensor, layer: Layer, running: tuple[Tensor, Tensor] | None,
+    momentum: float, beside: Tensor | None = None, shuffle: int = 1,
+) -> Tensor:  # fmt: skip
+    """y of a batch-normalised layer, shuffled with beside; returns its moments [4, K]: mean, var, scale and shift."""
+    launches, moments = batch_norm.finish(stats, layer, z.numel() // z.shape[1], running, momentum)
+    _run(y, [*launches, batch_norm.normalise(z, residual, y, moments, layer, beside, shuffle)])
+    return moments
+
+
+def normalise_backward(
+    dy: Tensor, z: Tensor, residual: Tensor | None, moments: Tensor, layer: Layer, dz: Tensor, dgamma: Tensor | None,
+    dbeta: Tensor | None, dresidual: Tensor | None, dbeside: Tensor | None = None, shuffle: int = 1,
+) -> None:  # fmt: skip
+    """dz of normalise, and the gradients that are not None."""
+    _run(dz, batch_norm.backward(dy, z, residual, moments, layer, dz, dgamma, dbeta, dresidual, dbeside, shuffle))
 
 
 def _run(written: Tensor, launches: Sequence[Launch]) -> None:

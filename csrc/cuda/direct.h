@@ -15,11 +15,11 @@ namespace cnnkern::cuda {
 
 constexpr int kStemMaps = 4;  // of x, at most
 
-// kRows x kColumns pixels of y and kMaps of its maps, for a square filter.
-template <int kFilter_, int kStride_, int kMaps_> struct Stem {
+// kRows x kColumns pixels of y and kMaps of its maps, for a square filter; a warp for every two rows.
+template <int kFilter_, int kStride_, int kMaps_, int kRows_ = 8> struct Stem {
   static constexpr int kFilter = kFilter_, kStride = kStride_, kMaps = kMaps_;
   static constexpr int kTaps = kFilter * kFilter;
-  static constexpr int kRows = 8, kColumns = 16, kThreads = 128;
+  static constexpr int kRows = kRows_, kColumns = 16, kThreads = kRows / 2 * 32;
   static constexpr int kReadRows = (kRows - 1) * kStride + kFilter;
   static constexpr int kReadColumns = (kColumns - 1) * kStride + kFilter;
   static constexpr int kReadPixels = kReadRows * kReadColumns;

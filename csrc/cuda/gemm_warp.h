@@ -2,6 +2,8 @@
 // cores, with the sums in registers. Both have
 //   multiply(a, b)     sums += a b, with a [warp_m][block_k] and b [block_k][warp_n] at the warp's place in the tiles
 //   slab(i, write)     calls write(row, column, sums), a vector, for this thread's sums of the warp's rows 32 i.. + 31
+//   at(i, j)           one of this thread's sums, at row(i) and column(j) of the warp's part: kOwnRows x kOwnColumns of
+//                      them. The other rows of its columns are those of the lanes with the same lane % 4.
 #pragma once
 
 #include <primitives/mma_sm80.h>
@@ -50,6 +52,11 @@ template <class T, GemmTile kTile, Major kMajorA, Major kMajorB> class TensorCor
   static_assert(kTile.warp_m() % kSlab == 0 && kColumns % 2 == 0 && kTile.block_k % kMmaK<T> == 0);
 
  public:
+  static constexpr int kOwnRows = 2 * kRows, kOwnColumns = 2 * kColumns;
+  static __device__ int row(int i) { return i * 8 + static_cast<int>(threadIdx.x) % 32 / 4; }
+  static __device__ int column(int j) { return j / 2 * 8 + static_cast<int>(threadIdx.x) % 4 * 2 + j % 2; }
+  __device__ float at(int i, int j) const { return sums_[i / 2][j / 2][i % 2 * 2 + j % 2]; }
+
   template <class TileA, class TileB> __device__ void multiply(TileA a, TileB b) {
     const int warp = static_cast<int>(threadIdx.x) / 32;
     const int m = warp / kTile.warps_n * kTile.warp_m(), n = warp % kTile.warps_n * kTile.warp_n();
@@ -97,6 +104,11 @@ template <class T, GemmTile kTile, Major kMajorA, Major kMajorB> class CudaCores
   static_assert(kTile.warp_m() % kSlab == 0 && kTile.warp_n() % 16 == 0);
 
  public:
+  static constexpr int kOwnRows = kRows, kOwnColumns = kColumns;
+  static __device__ int row(int i) { return place<kMajorA, kLanesM>(i, static_cast<int>(threadIdx.x) / 4 % 8); }
+  static __device__ int column(int j) { return place<kMajorB, kLanesN>(j, static_cast<int>(threadIdx.x) % 4); }
+  __device__ float at(int i, int j) const { return sums_[i][j]; }
+
   template <class TileA, class TileB> __device__ void multiply(TileA a, TileB b) {
     const int thread = static_cast<int>(threadIdx.x), warp = thread / 32;
     const int m = warp / kTile.warps_n * kTile.warp_m(), n = warp % kTile.warps_n * kTile.warp_n();

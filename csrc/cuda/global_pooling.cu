@@ -10,6 +10,7 @@
 #include <primitives/shared.h>
 
 #include "tools.h"
+#include "with_type.h"
 
 namespace cnnkern::cuda {
 namespace {
@@ -102,12 +103,7 @@ int64_t global_avg_pool2d_workspace_bytes(int64_t n, int64_t pixels, int64_t c) 
 
 void global_avg_pool2d(DType dtype, int64_t n, int64_t pixels, int64_t c, const void* x, int64_t x_pixel_stride,
                        void* y, void* workspace, const Call& call) {
-  switch (dtype) {
-    case DType::f32: return run<float>(n, pixels, c, x, x_pixel_stride, y, workspace, call);
-    case DType::bf16: return run<bf16>(n, pixels, c, x, x_pixel_stride, y, workspace, call);
-    case DType::f16: return run<f16>(n, pixels, c, x, x_pixel_stride, y, workspace, call);
-    default: fail(call, "its dtype is not float32, bfloat16 or float16");
-  }
+  with_type(dtype, call, [&]<class T>(T) { run<T>(n, pixels, c, x, x_pixel_stride, y, workspace, call); });
 }
 
 }  // namespace cnnkern::cuda

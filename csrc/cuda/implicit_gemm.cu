@@ -21,6 +21,7 @@
 #include <numeric>
 
 #include "gemm_sources.h"
+#include "gemm_statistics.h"
 #include "gemm_variants.h"
 #include "kernel_list.h"
 
@@ -33,6 +34,7 @@ template <class T> struct Params {
   T* out;
   Affine<T> prologue;
   FusedEpilogue<T> epilogue;
+  Statistics statistics;
   int64_t filter_stride;  // elements from k to k of w
   int in_stride, out_stride, in_h, in_w, out_h, out_w;
   int in_maps, out_maps;  // of a group
@@ -95,6 +97,10 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemm
     if constexpr (kForward) store_vector<kVector>(to, o.epilogue(some, pixel, map));
     else store_vector<kVector>(to, FusedEpilogue<T>{}(some, pixel, map));
   });
+  if constexpr (kForward) {
+    if (o.statistics.partials)
+      store_statistics<T, Product>(sums, o.statistics, m0, o.points, group * o.out_maps + n0, o.out_maps - n0);
+  }
 }
 
 // The size of the product of each group and residue.
@@ -126,6 +132,7 @@ template <class T> Params<T> params_of(const ConvProblem& p, const Operands& ope
           .out = static_cast<T*>(forward ? operands.y : operands.x),
           .prologue = forward ? prologue_of<T>(p, operands) : Affine<T>{},
           .epilogue = epilogue_of<T>(p, operands),
+          .statistics = {forward ? operands.statistics : nullptr, p.k},
           .filter_stride = p.r * p.s * p.c_per_group(),
           .in_stride = narrow(forward ? p.x_stride() : p.y_stride()),
           .out_stride = narrow(forward ? p.y_stride() : p.x_stride()),
@@ -167,10 +174,15 @@ template <class T, Direction kDirection, int kIndex> void run(const Operands& op
   launch(implicit_gemm<T, kDirection, kIndex>, grid, o, call);
 }
 
+template <class T, int kIndex> int64_t partials(const ConvProblem& p) {
+  return ceil_div(size_of(p).points, kGemmVariants<T>[kIndex].tile.block_m);
+}
+
 template <class T, Direction kDirection> void append(KernelList& list) {
   for_each_variant<T>([&]<int kIndex>() {
     list.push_back({kernel_name("implicit_gemm", kDirection, kDTypeOf<T>, tile_text(kGemmVariants<T>[kIndex])),
-                    why_not<T, kIndex>, rather_not<T, kIndex>, nullptr, run<T, kDirection, kIndex>});
+                    why_not<T, kIndex>, rather_not<T, kIndex>, nullptr, run<T, kDirection, kIndex>,
+                    kDirection == Direction::fprop ? partials<T, kIndex> : nullptr});
   });
 }
 

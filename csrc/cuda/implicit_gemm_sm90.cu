@@ -135,6 +135,7 @@ ImplicitGemmParams<T> params_of(const Operands& operands, const Call& call, int6
           .residual = tensor_map(residual, call),
           .epilogue = kFprop ? epilogue_of<T>(p, operands).affine : Affine<T>{},
           .has_residual = has_residual,
+          .statistics = kFprop ? operands.statistics : nullptr,
           .pixels = static_cast<int>(pixels),
           .maps = static_cast<int>(maps),
           .depth_begin = static_cast<int>(none ? depth : 0),
@@ -172,6 +173,8 @@ template <class T, Direction kDirection, class Tile> void run(const Operands& op
 
 enum class Family { pointwise, implicit_gemm };
 
+int64_t partials(const ConvProblem& p) { return (p.n * p.p() * p.q() + kSlicePixels - 1) / kSlicePixels; }
+
 template <class T, Direction kDirection, int kTile> void append_tile(KernelList& list, Family family) {
   constexpr TileChoice kChoice = kTiles[kTile];
   const std::string tile = std::to_string(kChoice.pixels) + 'x' + std::to_string(kChoice.maps);
@@ -180,7 +183,8 @@ template <class T, Direction kDirection, int kTile> void append_tile(KernelList&
                   .why_not = pointwise ? why_not_pointwise<T, kDirection> : why_not<T, kDirection>,
                   .rather_not = rather_not<kTile>,
                   .workspace_bytes = nullptr,
-                  .run = run<T, kDirection, ImplicitGemmTile<kChoice.pixels, kChoice.maps>>});
+                  .run = run<T, kDirection, ImplicitGemmTile<kChoice.pixels, kChoice.maps>>,
+                  .partials = kDirection == Direction::fprop ? partials : nullptr});
 }
 
 template <class T, Direction kDirection> void append_tiles(KernelList& list, Family family) {

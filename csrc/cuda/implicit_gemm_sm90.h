@@ -9,9 +9,12 @@
 #include <bit>
 
 #include "copy_views_sm90.h"
+#include "moments.h"
 #include "ring_sm90.h"
 
 namespace cnnkern::cuda {
+
+constexpr int kSlicePixels = 64;
 
 // A block's tile of what is written, and what follows from it.
 template <int kPixels_, int kMaps_> struct ImplicitGemmTile {
@@ -26,7 +29,7 @@ template <int kPixels_, int kMaps_> struct ImplicitGemmTile {
   static constexpr int kPixelBytes = kPixels * kSwizzledRow, kMapBytes = kMaps * kSwizzledRow;
   static constexpr int kSlotBytes = kPixelBytes + kMapBytes;
   // What is written leaves through shared memory in slices: 64 pixels with 128 bytes of maps. A consumer has two.
-  static constexpr int kSlice = 64, kSliceBytes = kSlice * kSwizzledRow, kSlices = 2;
+  static constexpr int kSlice = kSlicePixels, kSliceBytes = kSlice * kSwizzledRow, kSlices = 2;
   static constexpr int kAllSlicesBytes = kConsumers * kSlices * kSliceBytes;
   static constexpr int kSlots = (kSharedLimit - kAllSlicesBytes - 256) / kSlotBytes;
   static_assert(kSlots >= 4);
@@ -43,6 +46,7 @@ template <class T> struct ImplicitGemmParams {
   TensorMap to, residual;  // y or dx, a slice; as y
   Affine<T> epilogue;
   bool has_residual;
+  float* statistics;                 // of y without an epilogue: a partial of each slice's pixels; null: not wanted
   int pixels, maps;                  // of what is written
   int depth_begin, depth_end;        // maps of what is read that are summed over
   int tiles;                         // of the cluster
@@ -232,6 +236,7 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
         store_box(o_.to, slice(group, slices), begin.map, 0, begin.pixel);
         commit_stores();
       }
+      if (kDirection == Direction::fprop && o_.statistics) store_statistics(slice(group, slices), begin);
     }
   }
 
@@ -246,6 +251,39 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
       T* const to = o_.apart + image * o_.apart_image + row * o_.apart_row + column * o_.apart_column;
       store_vector(to + begin.map + map, slice.template load_vector<kVector>(in_slice(i, map)));
     }
+  }
+
+  // Statistics of a slice, while the copy engine reads it too: who waits for the slice to be free waits for these threads.
+  // Each has one word of maps of every fourth pair of pixels, so that a warp's reads are in different banks.
+  __device__ void store_statistics(const Shared<T>& slice, const Place& begin) const {
+    constexpr int kMaps = 4 / static_cast<int>(sizeof(T)), kPixels = Tile::kSlice / 4;  // of a thread
+    const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32, part = lane / 8;
+    const int map = (thread / 32 * 8 + lane % 8) * kMaps, there = min(Tile::kSlice, o_.pixels - begin.pixel);
+    if (there <= 0) return;
+    const auto sum = [&](const auto& term) {  // over all pixels, of each map
+      Vector<float, kMaps> sums{};
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i) {
+        const int pixel = i / 2 * 8 + part * 2 + i % 2;
+        const auto y = slice.template load_vector<kMaps>(in_slice(pixel, map));
+#pragma unroll
+        for (int e = 0; e < kMaps; ++e) sums[e] += pixel < there ? term(to_float(y[e]), e) : 0;
+      }
+#pragma unroll
+      for (int lanes = 8; lanes < 32; lanes *= 2) {
+#pragma unroll
+        for (int e = 0; e < kMaps; ++e) sums[e] += __shfl_xor_sync(0xffffffff, sums[e], lanes);
+      }
+      return sums;
+    };
+    Vector<float, kMaps> mean = sum([](float y, int) { return y; });
+#pragma unroll
+    for (int e = 0; e < kMaps; ++e) mean[e] /= static_cast<float>(there);
+    const Vector<float, kMaps> m2 = sum([&](float y, int e) { return (y - mean[e]) * (y - mean[e]); });
+    if (part > 0 || begin.map + map >= o_.maps) return;  // maps come in words
+    float* const to = o_.statistics + int64_t{begin.pixel / Tile::kSlice} * 3 * o_.maps + begin.map + map;
+#pragma unroll
+    for (int e = 0; e < kMaps; ++e) store_moments(to + e, o_.maps, {static_cast<float>(there), mean[e], m2[e]});
   }
 
   // Element (pixel, map) of a slice, swizzled.

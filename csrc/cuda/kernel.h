@@ -31,6 +31,7 @@ struct Operands {
   const void* x_shift = nullptr;   // [c]
   const void* residual = nullptr;  // as y, the problem's dtype
   float* dbias = nullptr;          // [k]
+  float* statistics = nullptr;     // fprop: [partials][3][k], see Kernel::partials
   void* workspace = nullptr;       // what workspace_bytes asked for, aligned to 256 bytes
   int64_t residual_pixel_stride = 0;
   struct Narrow { bool scale = false, shift = false, x_scale = false, x_shift = false; } narrow;
@@ -53,7 +54,14 @@ struct Kernel {
   // Bytes of scratch memory. Null where there is none.
   int64_t (*workspace_bytes)(const ConvProblem&);
   void (*run)(const Operands&, const Call&);
+  // How many partial statistics of y it leaves where they are asked for and the problem has no epilogue: of each map
+  // count, mean and sum of squared deviations, over pixels that follow those of the partial before. Null: it leaves none.
+  int64_t (*partials)(const ConvProblem&) = nullptr;
 };
+
+inline int64_t partials_of(const Kernel& kernel, const ConvProblem& p) {
+  return kernel.partials && p.epilogue == Epilogue{} ? kernel.partials(p) : 0;
+}
 
 using KernelList = std::vector<Kernel>;
 

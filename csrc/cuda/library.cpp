@@ -55,6 +55,8 @@ int64_t cnnkern_cuda_workspace_bytes(const CnnkernCudaCall* call) {
   return call->kernel.workspace_bytes ? call->kernel.workspace_bytes(call->problem) : 0;
 }
 
+int64_t cnnkern_cuda_partials(const CnnkernCudaCall* call) { return partials_of(call->kernel, call->problem); }
+
 void cnnkern_cuda_release(CnnkernCudaCall* call) { delete call; }
 
 const char* cnnkern_cuda_run(const CnnkernCudaCall* call, const Operands* operands, int device, void* stream) {

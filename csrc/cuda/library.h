@@ -30,6 +30,8 @@ CNNKERN_EXPORT const char* cnnkern_cuda_candidates(const char* problem, int64_t 
 CNNKERN_EXPORT CnnkernCudaCall* cnnkern_cuda_prepare(const char* kernel, const char* problem, int64_t flags,
                                                      int capability);
 CNNKERN_EXPORT int64_t cnnkern_cuda_workspace_bytes(const CnnkernCudaCall* call);
+// How many partial statistics of y the call leaves where operands have room for them; 0: it leaves none.
+CNNKERN_EXPORT int64_t cnnkern_cuda_partials(const CnnkernCudaCall* call);
 CNNKERN_EXPORT void cnnkern_cuda_release(CnnkernCudaCall* call);
 
 // Puts the call on the stream of the device. Null, or what went wrong.
@@ -54,7 +56,27 @@ CNNKERN_EXPORT int64_t cnnkern_cuda_global_avg_pool2d_workspace_bytes(int64_t n,
 CNNKERN_EXPORT const char* cnnkern_cuda_global_avg_pool2d(int dtype, int64_t n, int64_t pixels, int64_t c,
                                                           const void* x, int64_t x_pixel_stride, void* y,
                                                           void* workspace, int device, void* stream);
+CNNKERN_EXPORT int64_t cnnkern_cuda_batch_statistics_partials(int dtype, int64_t pixels, int64_t maps);
+CNNKERN_EXPORT const char* cnnkern_cuda_batch_statistics(int dtype, int64_t pixels, int64_t maps, const void* z,
+                                                         float* partials, int device, void* stream);
+CNNKERN_EXPORT int64_t cnnkern_cuda_batch_moments_workspace_bytes(int64_t partials, int64_t maps);
+CNNKERN_EXPORT const char* cnnkern_cuda_batch_moments(const cnnkern::cuda::BatchNorm* layer, const float* partials,
+                                                      int64_t count, const cnnkern::cuda::RunningStatistics* running,
+                                                      void* workspace, int device, void* stream);
+CNNKERN_EXPORT const char* cnnkern_cuda_batch_norm(const cnnkern::cuda::BatchNorm* layer, void* y, int device,
+                                                   void* stream);
+CNNKERN_EXPORT int64_t cnnkern_cuda_batch_norm_backward_workspace_bytes(int dtype, int64_t pixels, int64_t maps);
+CNNKERN_EXPORT const char* cnnkern_cuda_batch_norm_backward(const cnnkern::cuda::BatchNorm* layer,
+                                                            const cnnkern::cuda::BatchNormGradients* gradients,
+                                                            void* workspace, int device, void* stream);
 // Null where a problem is none. flags as above.
+CNNKERN_EXPORT const char* cnnkern_cuda_conv_max_pool2d_why_not(const char* problem,
+                                                                const cnnkern::cuda::Pooling* pooling, int64_t flags,
+                                                                int capability);
+CNNKERN_EXPORT const char* cnnkern_cuda_conv_max_pool2d(const char* problem, const cnnkern::cuda::Pooling* pooling,
+                                                        int64_t flags, int capability,
+                                                        const cnnkern::cuda::Operands* operands, int device,
+                                                        void* stream);
 CNNKERN_EXPORT const char* cnnkern_cuda_separable_why_not(const char* depthwise, const char* pointwise, int64_t flags);
 CNNKERN_EXPORT const char* cnnkern_cuda_separable(const char* depthwise, const char* pointwise, int64_t flags,
                                                   const cnnkern::cuda::Operands* first,

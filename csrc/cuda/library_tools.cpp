@@ -10,7 +10,8 @@ using namespace cnnkern::cuda;
 namespace {
 
 const std::string kShuffle = "cuda_channel_shuffle", kMaxPool = "cuda_max_pool2d", kAvgPool = "cuda_avg_pool2d",
-                  kGlobalPool = "cuda_global_avg_pool2d", kSeparable = "cuda_depthwise_separable";
+                  kGlobalPool = "cuda_global_avg_pool2d", kBatchNorm = "cuda_batch_norm",
+                  kConvMaxPool = "cuda_conv_max_pool2d", kSeparable = "cuda_depthwise_separable";
 
 // A pooling or a shuffle as far as a problem can say it, for errors.
 ConvProblem problem_of(const Pooling& p) {
@@ -82,6 +83,64 @@ const char* cnnkern_cuda_global_avg_pool2d(int dtype, int64_t n, int64_t pixels,
     const ConvProblem problem = pixels_problem(n * pixels, c, c);
     global_avg_pool2d(static_cast<DType>(dtype), n, pixels, c, x, x_pixel_stride, y, workspace,
                       {problem, kGlobalPool, device, stream});
+  });
+}
+
+int64_t cnnkern_cuda_batch_statistics_partials(int dtype, int64_t pixels, int64_t maps) {
+  return batch_statistics_partials(static_cast<DType>(dtype), pixels, maps);
+}
+
+const char* cnnkern_cuda_batch_statistics(int dtype, int64_t pixels, int64_t maps, const void* z, float* partials,
+                                          int device, void* stream) {
+  return error_of([&] {
+    const ConvProblem problem = pixels_problem(pixels, maps, maps);
+    batch_statistics(static_cast<DType>(dtype), pixels, maps, z, partials, {problem, kBatchNorm, device, stream});
+  });
+}
+
+int64_t cnnkern_cuda_batch_moments_workspace_bytes(int64_t partials, int64_t maps) {
+  return batch_moments_workspace_bytes(partials, maps);
+}
+
+const char* cnnkern_cuda_batch_moments(const BatchNorm* layer, const float* partials, int64_t count,
+                                       const RunningStatistics* running, void* workspace, int device, void* stream) {
+  return error_of([&] {
+    const ConvProblem problem = pixels_problem(layer->pixels, layer->maps, layer->maps);
+    batch_moments(*layer, partials, count, *running, workspace, {problem, kBatchNorm, device, stream});
+  });
+}
+
+const char* cnnkern_cuda_batch_norm(const BatchNorm* layer, void* y, int device, void* stream) {
+  return error_of([&] {
+    const ConvProblem problem = pixels_problem(layer->pixels, layer->maps, layer->maps);
+    batch_norm(*layer, y, {problem, kBatchNorm, device, stream});
+  });
+}
+
+int64_t cnnkern_cuda_batch_norm_backward_workspace_bytes(int dtype, int64_t pixels, int64_t maps) {
+  return batch_norm_backward_workspace_bytes(static_cast<DType>(dtype), pixels, maps);
+}
+
+const char* cnnkern_cuda_batch_norm_backward(const BatchNorm* layer, const BatchNormGradients* gradients,
+                                             void* workspace, int device, void* stream) {
+  return error_of([&] {
+    const ConvProblem problem = pixels_problem(layer->pixels, layer->maps, layer->maps);
+    batch_norm_backward(*layer, *gradients, workspace, {problem, kBatchNorm, device, stream});
+  });
+}
+
+const char* cnnkern_cuda_conv_max_pool2d_why_not(const char* problem, const Pooling* pooling, int64_t flags,
+                                                 int capability) {
+  return caught([&] {
+    return kept(conv_max_pool2d_why_not(ConvProblem::parse(problem), *pooling, flags_of(flags, capability)));
+  });
+}
+
+const char* cnnkern_cuda_conv_max_pool2d(const char* problem, const Pooling* pooling, int64_t flags, int capability,
+                                         const Operands* operands, int device, void* stream) {
+  return error_of([&] {
+    const ConvProblem p = ConvProblem::parse(problem);
+    conv_max_pool2d(p, *pooling, flags_of(flags, capability), *operands, {p, kConvMaxPool, device, stream});
   });
 }
 

@@ -46,6 +46,10 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemm
       store_vector<kVector>(o.out + row * o.out_stride + column, o.epilogue(some, row, column));
     else store_vector<kVector>(o.out + row * o.out_stride + column, FusedEpilogue<T>{}(some, row, column));
   });
+  if constexpr (kMajorB == Major::k) {
+    if (o.statistics.partials)
+      store_statistics<T, Product>(sums, o.statistics, m0, static_cast<int>(o.m), n0, static_cast<int>(o.n) - n0);
+  }
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include <primitives/epilogue.h>
 
+#include "gemm_statistics.h"
 #include "gemm_variants.h"
 
 namespace cnnkern::cuda {
@@ -16,6 +17,7 @@ template <class T> struct MatrixProduct {
   T* out = nullptr;
   int64_t out_stride = 0;
   FusedEpilogue<T> epilogue;
+  Statistics statistics;  // of n over m, where b lies as [n][k]
   float* sums = nullptr;
   int64_t range = 0;  // 0: all of k
 };

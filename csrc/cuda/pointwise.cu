@@ -56,6 +56,10 @@ template <class T, int kIndex> std::string rather_not(const ConvProblem& p) {
   });
 }
 
+template <class T, int kIndex> int64_t partials(const ConvProblem& p) {
+  return ceil_div(pixels_of(p), kGemmVariants<T>[kIndex].tile.block_m);
+}
+
 template <class T, int kIndex> void run_fprop(const Operands& operands, const Call& call) {
   const ConvProblem& p = call.problem;
   multiply<T, Major::k, Major::k>(kIndex,
@@ -68,7 +72,8 @@ template <class T, int kIndex> void run_fprop(const Operands& operands, const Ca
                                    .k = p.c,
                                    .out = static_cast<T*>(operands.y),
                                    .out_stride = p.y_stride(),
-                                   .epilogue = epilogue_of<T>(p, operands)},
+                                   .epilogue = epilogue_of<T>(p, operands),
+                                   .statistics = {operands.statistics, p.k}},
                                   call);
 }
 
@@ -114,7 +119,8 @@ template <class T> void append(KernelList& list) {
     return kernel_name("pointwise", direction, kDTypeOf<T>, tile_text(kGemmVariants<T>[index]));
   };
   for_each_variant<T>([&]<int i>() {
-    list.push_back({name(Direction::fprop, i), why_not<T, i>, rather_not<T, i>, nullptr, run_fprop<T, i>});
+    list.push_back(
+        {name(Direction::fprop, i), why_not<T, i>, rather_not<T, i>, nullptr, run_fprop<T, i>, partials<T, i>});
     list.push_back({name(Direction::dgrad, i), why_not<T, i>, rather_not<T, i>, nullptr, run_dgrad<T, i>});
     list.push_back(
         {name(Direction::wgrad, i), why_not<T, i>, rather_not<T, i>, workspace_bytes<T, i>, run_wgrad<T, i>});

@@ -17,6 +17,7 @@
 
 #include "pixel_tiling.h"
 #include "tools.h"
+#include "with_type.h"
 
 namespace cnnkern::cuda {
 namespace {
@@ -220,16 +221,6 @@ void run(PoolKernel<T> wide, PoolKernel<T> narrow, const Pooling& s, const Tenso
                     .dilation_w = whole(s.dilation_w),
                     .count_include_pad = s.count_include_pad};
   launch(vectors ? wide : narrow, {.x = o.tiling.blocks(), .threads = kPixelThreads}, o, call);
-}
-
-// function(T{}) for the C++ type of a dtype.
-template <class Function> void with_type(DType dtype, const Call& call, Function function) {
-  switch (dtype) {
-    case DType::f32: return function(float{});
-    case DType::bf16: return function(bf16{});
-    case DType::f16: return function(f16{});
-    default: fail(call, "its dtype is not float32, bfloat16 or float16");
-  }
 }
 
 }  // namespace

@@ -24,23 +24,26 @@ __host__ __device__ constexpr Clamp clamp_of(Activation a) {
   return {a == Activation::none ? -kInfinity : 0, a == Activation::relu6 ? 6 : kInfinity};
 }
 
-template <Activation kActivation, int N> __device__ void activate_each(float (&v)[N], float alpha) {
-#pragma unroll
-  for (int i = 0; i < N; ++i) v[i] = activate(v[i], kActivation, alpha);
+// use<activation>(): what is inside is compiled for each of them, and asks once.
+template <class Use> __device__ void with_activation(Activation activation, Use use) {
+  switch (activation) {
+    case Activation::none: return use.template operator()<Activation::none>();
+    case Activation::relu: return use.template operator()<Activation::relu>();
+    case Activation::relu6: return use.template operator()<Activation::relu6>();
+    case Activation::leaky_relu: return use.template operator()<Activation::leaky_relu>();
+    case Activation::elu: return use.template operator()<Activation::elu>();
+    case Activation::hardswish: return use.template operator()<Activation::hardswish>();
+    case Activation::silu: return use.template operator()<Activation::silu>();
+    case Activation::sigmoid: return use.template operator()<Activation::sigmoid>();
+    case Activation::tanh: return use.template operator()<Activation::tanh>();
+  }
 }
 
 template <int N> __device__ void activate_each(float (&v)[N], Activation activation, float alpha) {
-  switch (activation) {
-    case Activation::none: return;
-    case Activation::relu: return activate_each<Activation::relu>(v, alpha);
-    case Activation::relu6: return activate_each<Activation::relu6>(v, alpha);
-    case Activation::leaky_relu: return activate_each<Activation::leaky_relu>(v, alpha);
-    case Activation::elu: return activate_each<Activation::elu>(v, alpha);
-    case Activation::hardswish: return activate_each<Activation::hardswish>(v, alpha);
-    case Activation::silu: return activate_each<Activation::silu>(v, alpha);
-    case Activation::sigmoid: return activate_each<Activation::sigmoid>(v, alpha);
-    case Activation::tanh: return activate_each<Activation::tanh>(v, alpha);
-  }
+  with_activation(activation, [&]<Activation kActivation>() {
+#pragma unroll
+    for (int i = 0; i < N; ++i) v[i] = activate(v[i], kActivation, alpha);
+  });
 }
 
 // Every pixel moves to the place of the one before it, the first to the last: what is done to each in turn is then in

@@ -46,6 +46,52 @@ int64_t global_avg_pool2d_workspace_bytes(int64_t n, int64_t pixels, int64_t c);
 void global_avg_pool2d(DType dtype, int64_t n, int64_t pixels, int64_t c, const void* x, int64_t x_pixel_stride,
                        void* y, void* workspace, const Call& call);
 
+// A batch-normalised layer in training (batch_norm.cu has its formulas): z, what is added to it, and what is done to each
+// of its maps over all pixels. z is dense and aligned to 16 bytes; a null gamma is 1, a null beta and residual are 0.
+struct BatchNorm {
+  DType dtype = DType::f32;  // of z, residual, y and their gradients: f32, bf16 or f16
+  int64_t pixels = 1, maps = 1;
+  const void *z = nullptr, *residual = nullptr;
+  int64_t residual_pixel_stride = 0;
+  const float *gamma = nullptr, *beta = nullptr;  // [maps]
+  float* moments = nullptr;                       // [4][maps]: mean, var, scale, shift
+  float eps = 0, alpha = 0;
+  Activation activation = Activation::none;
+};
+// They are moved by `momentum` towards mean and unbiased variance; null: there are none.
+struct RunningStatistics {
+  float *mean = nullptr, *var = nullptr;
+  float momentum = 0;
+};
+
+// Statistics of z (dense, aligned to 16 bytes), a partial [3][maps] for each of some ranges of pixels.
+int64_t batch_statistics_partials(DType dtype, int64_t pixels, int64_t maps);
+void batch_statistics(DType dtype, int64_t pixels, int64_t maps, const void* z, float* partials, const Call& call);
+// The layer's moments, of partials.
+int64_t batch_moments_workspace_bytes(int64_t partials, int64_t maps);
+void batch_moments(const BatchNorm& layer, const float* partials, int64_t count, const RunningStatistics& running,
+                   void* workspace, const Call& call);
+
+// y, dense.
+void batch_norm(const BatchNorm& layer, void* y, const Call& call);
+// dz and dresidual, dense, dgamma and dbeta; all but dz may be null.
+struct BatchNormGradients {
+  const void* dy = nullptr;
+  int64_t dy_pixel_stride = 0;
+  void *dz = nullptr, *dresidual = nullptr;
+  float *dgamma = nullptr, *dbeta = nullptr;  // [maps]
+};
+int64_t batch_norm_backward_workspace_bytes(DType dtype, int64_t pixels, int64_t maps);
+void batch_norm_backward(const BatchNorm& layer, const BatchNormGradients& gradients, void* workspace,
+                         const Call& call);
+
+// Max pooling of a convolution's result, which is not kept:  y = max over windows of act(scale * conv(x) + shift).
+// `problem` is the convolution's, with its epilogue; `pooling` is of its result. y of the operands is the pooled one,
+// dense. Empty where it can be computed, else a clause that says why it cannot.
+std::string conv_max_pool2d_why_not(const ConvProblem& problem, const Pooling& pooling, const Flags& flags);
+void conv_max_pool2d(const ConvProblem& problem, const Pooling& pooling, const Flags& flags, const Operands& operands,
+                     const Call& call);
+
 // A depthwise convolution and the 1x1 on what it gives, in one kernel:
 //   y = act(scale * conv1x1(act(scale * depthwise(x) + shift)) + shift),  scale and shift of each step its own.
 // `depthwise` and `pointwise` are the fprop problems of the two steps, with their epilogues.

@@ -139,6 +139,8 @@ class Trial {
     const int64_t scratch = kernel.workspace_bytes ? (kernel.workspace_bytes(p_) + 3) / 4 : 0;
     Buffer workspace(DType::f32, 1, scratch, scratch, 0);
     Buffer dbias(DType::f32, 1, p_.k, p_.k, 0);
+    const int64_t partials = options_.seed % 2 == 0 ? partials_of(kernel, p_) : 0;  // they are asked for by even seeds
+    Buffer statistics(DType::f32, 1, partials * 3 * p_.k, partials * 3 * p_.k, 0);
     const Operands o{.x = send(x_),
                      .w = send(w_),
                      .y = send(y_),
@@ -148,6 +150,7 @@ class Trial {
                      .x_shift = send(x_shift_),
                      .residual = send(residual_),
                      .dbias = static_cast<float*>(with_dbias() ? dbias.send() : nullptr),
+                     .statistics = static_cast<float*>(partials ? statistics.send() : nullptr),
                      .workspace = scratch ? workspace.send() : nullptr,
                      .residual_pixel_stride = p_.y_stride(),
                      .narrow = {options_.narrow, options_.narrow, options_.narrow, options_.narrow}};
@@ -160,7 +163,9 @@ class Trial {
     if (result()->touched(false)) return "memory around the result is written";
     if (scratch && (workspace.fetch(), workspace.touched(false))) return "memory around the workspace is written";
     if (with_dbias() && (dbias.fetch(), dbias.touched(false))) return "memory around dbias is written";
-    return compare(*result(), dbias);
+    if (const std::string wrong = compare(*result(), dbias); !wrong.empty() || !partials) return wrong;
+    if (statistics.fetch(), statistics.touched(false)) return "memory around the statistics is written";
+    return compare_statistics(*result(), statistics, partials);
   }
   double seconds() const { return seconds_; }
 
@@ -200,6 +205,33 @@ class Trial {
     }
     return wrong ? first + " (" + std::to_string(wrong) + " wrong of " + std::to_string(expected_.elements.size()) + ")"
                  : "";
+  }
+
+  // Statistics of the values that were written, in the pixels that each partial says to be of.
+  std::string compare_statistics(const Buffer& y, const Buffer& statistics, int64_t partials) const {
+    const int64_t pixels = p_.n * p_.p() * p_.q();
+    for (int64_t k = 0; k < p_.k; ++k) {
+      int64_t next = 0;
+      for (int64_t i = 0; i < partials; ++i) {
+        const auto found = [&](int64_t which) { return statistics.result((i * 3 + which) * p_.k + k); };
+        const auto last = next + static_cast<int64_t>(found(0));
+        if (!(found(0) >= 1) || last > pixels) return "a partial is of no pixels, or of too many";
+        double mean = 0, m2 = 0, square = 0;
+        for (int64_t pixel = next; pixel < last; ++pixel) mean += y.result(pixel * p_.k + k) / found(0);
+        for (; next < last; ++next) {
+          const double value = y.result(next * p_.k + k);
+          m2 += (value - mean) * (value - mean);
+          square += value * value;
+        }
+        const double eps = 0x1p-18, typical = std::sqrt(square / found(0));
+        if (std::abs(found(1) - mean) > eps * typical || std::abs(found(2) - m2) > eps * (m2 + eps * square))
+          return "partial " + std::to_string(i) + " of map " + std::to_string(k) + ": mean " +
+                 std::to_string(found(1)) + ", M2 " + std::to_string(found(2)) + ", not " + std::to_string(mean) +
+                 ", " + std::to_string(m2);
+      }
+      if (next != pixels) return "partials are of some pixels alone";
+    }
+    return "";
   }
 
   const ConvProblem& p_;
