@@ -14,6 +14,7 @@ from cnnkern import composed, gpu, gpu_tools
 from cnnkern.arguments import alpha_of
 from cnnkern.backends import cuda, cuda_tools
 from cnnkern.batch_norm import conv_bn_act
+from cnnkern.functional import joined
 from cnnkern.operands import Layer, Operands
 from cnnkern.problem import ACTIVATIONS
 from cnnkern.testing import error
@@ -245,6 +246,22 @@ def test_a_layer_in_training(by_torch, dtype, maps, activation, affine, residual
         assert error(mine, theirs) <= max(2 * error(torchs_own, theirs), 4e-6)
     for mine, theirs in zip(running, wide, strict=True):
         assert error(mine, theirs) <= 8 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("with_others", [False, True])
+def test_a_shuffled_layer_in_training(by_torch, with_others):
+    """The same bits as the layer, concatenated and shuffled afterwards."""
+    *tensors, dy = layer_of(torch.float32, 24)
+    tensors[4] = images(2, 24, 4, 3, torch.float32) if with_others else None
+    dy = torch.cat([dy, dy.flip(1)], 1) if with_others else dy
+
+    def shuffled(*t):
+        return conv_bn_act(*t[:4], None, None, 2, 1, beside=t[4], shuffle=4)
+
+    def apart(*t):
+        return joined(conv_bn_act(*t[:4], None, None, 2, 1), t[4], 4)
+
+    assert all(map(torch.equal, gradients_of(shuffled, tensors, dy), gradients_of(apart, tensors, dy)))
 
 
 def test_the_same_bits_from_every_run(by_torch):
