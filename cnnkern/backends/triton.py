@@ -115,8 +115,11 @@ def _answers(kernel: TritonKernel, problem: ConvProblem, flags: int) -> Iterator
     why_not = kernel.why_not(problem)
     if kernel.aligned and flags & UNALIGNED:
         why_not = "an operand does not begin at a multiple of 16 bytes"
-    if problem.n * max(problem.h * problem.w, problem.p * problem.q) >= 2**31:
-        why_not = "its pixels are counted in 32 bits"
+    if problem.n * max(problem.h * problem.w, problem.p * problem.q) >= 2**30:
+        why_not = "its pixels are counted in 32 bits, with room for a split's last"
+    x_row, y_row = problem.w * (problem.x_pixel_stride or problem.c), problem.q * (problem.y_pixel_stride or problem.k)
+    if max(x_row, y_row) >= 2**31:
+        why_not = "elements of a row are counted in 32 bits"
     if kernel.capability > chip().capability:
         why_not = f"it needs compute capability {kernel.capability / 10}"
     if why_not:

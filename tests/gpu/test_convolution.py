@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from triton import OutOfResources
 
 import cnnkern
 from cnnkern import dispatch, ops, testing
@@ -97,7 +98,11 @@ def test_exact_on_integers(name):
     assert able or int(re.sub(r"\D", "", KernelName.parse(name).isa)) > capability, "it computes nothing"
     for problem in able:
         given, truth, _ = posed(problem, "integers")
-        result = testing.run(problem, given, name, TF32).cpu()
+        try:
+            result = testing.run(problem, given, name, TF32).cpu()
+        except OutOfResources:  # tuning leaves it out
+            assert name not in SMALLEST, "the smallest tile fits every GPU"
+            return
         assert torch.equal(result, truth.to(result.dtype)), problem
 
 
