@@ -126,9 +126,9 @@ def _sum(*terms: Tensor | None) -> Any:
     return sum(present[1:], present[0]) if present else None
 
 
-def _filter_layout(w: Tensor) -> bool:
-    """Whether dw is to be channels_last: as w is, so that accumulating it into w.grad needs no copy."""
-    return not w.is_contiguous()
+def _filter_layout(w: Tensor, y_channels_last: bool = False) -> bool:
+    """Whether dw is to be channels_last: as in torch, if y is, which x or w made so, or if w is."""
+    return y_channels_last or not w.is_contiguous()
 
 
 class _Fprop:
@@ -150,7 +150,8 @@ class _Fprop:
     def save(ctx: Any, args: tuple[Any, ...], y: Tensor) -> tuple[Tensor | None, ...]:
         x, w, scale, shift, residual, _, activation, _ = args
         # One attribute: each costs a hundred nanoseconds.
-        ctx.rest = args[5:], x.shape, not y.is_contiguous(), w.shape, _filter_layout(w), y.shape
+        channels_last = not y.is_contiguous()
+        ctx.rest = args[5:], x.shape, channels_last, w.shape, _filter_layout(w, channels_last), y.shape
         if activation in FROM_INPUT:
             return x, w, scale, shift, residual, None
         kept = None if activation == "none" else y
@@ -336,7 +337,8 @@ class _Conv2d(Function):
             ctx.rest = c, None
         else:
             ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
-            ctx.rest = c, (x.shape, not y.is_contiguous(), w.shape, _filter_layout(w))
+            channels_last = not y.is_contiguous()
+            ctx.rest = c, (x.shape, channels_last, w.shape, _filter_layout(w, channels_last))
         return y
 
     @staticmethod
@@ -350,9 +352,10 @@ class _Conv2d(Function):
             with below_autograd():
                 dx, dw, db = _BACKWARD(dy, x, w, geometry, needs_bias, flags, *kernels)
             return dx, dw, db if needs_bias else None, None
-        x_size, x_channels_last, w_size, w_channels_last = unsaved or (
-            x.shape, ops.gives_channels_last(x, w), w.shape, _filter_layout(w)
-        )  # fmt: skip
+        if unsaved is None:
+            channels_last = ops.gives_channels_last(x, w)
+            unsaved = x.shape, channels_last, w.shape, channels_last
+        x_size, x_channels_last, w_size, w_channels_last = unsaved
         dx = dw = db = None
         if needs_x:
             dx = dgrad(dy, w, x_size, x_channels_last, c)
@@ -439,8 +442,9 @@ def _backward_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     constants = Constants(geometry, flags, None, *kernels)
 
     def compute(dy: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        dx = dgrad(dy, w, x.shape, ops.gives_channels_last(x, w), constants)
-        return dx, wgrad(dy, x, w.shape, _filter_layout(w), constants), _bias_gradient(dy, bias)
+        channels_last = ops.gives_channels_last(x, w)
+        dx, dw = dgrad(dy, w, x.shape, channels_last, constants), wgrad(dy, x, w.shape, channels_last, constants)
+        return dx, dw, _bias_gradient(dy, bias)
 
     ctx.save_for_backward(dy, x, w)
     ctx.compute = compute

@@ -114,10 +114,11 @@ class _ConvBNAct(Function):
         gpu_tools.tools(flags).normalise_backward(*given, dz, dgamma, dbeta, dresidual, dbeside, shuffle)
 
         dx = dw = None
+        channels_last = gives_channels_last(x, w)
         if needs_x:
-            dx = gpu.conv2d_dgrad(dz, w, x.shape, geometry, gives_channels_last(x, w), flags, None)
+            dx = gpu.conv2d_dgrad(dz, w, x.shape, geometry, channels_last, flags, None)
         if needs_w:
-            rest = (False, not w.is_contiguous(), None, None, None, None, flags, None)
+            rest = (False, channels_last, None, None, None, None, flags, None)
             dw, _ = gpu.conv2d_wgrad(dz, x, w.shape, geometry, *rest)
         return dx, dw, dgamma, dbeta, dresidual, dbeside, *(None,) * 8
 

@@ -101,8 +101,9 @@ def conv2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """dx, dw and db; dy is copied to NHWC once."""
     dy = evenly_spaced(dy)
-    dx = conv2d_dgrad(dy, w, x.shape, geometry, gives_channels_last(x, w), flags, dgrad_kernel)
-    rest = (bias, not w.is_contiguous(), None, None, None, None, flags, wgrad_kernel)
+    channels_last = gives_channels_last(x, w)
+    dx = conv2d_dgrad(dy, w, x.shape, geometry, channels_last, flags, dgrad_kernel)
+    rest = (bias, channels_last, None, None, None, None, flags, wgrad_kernel)
     return dx, *conv2d_wgrad(dy, x, w.shape, geometry, *rest)
 
 

@@ -115,8 +115,9 @@ def _backward_fake(
     dy: Tensor, x: Tensor, w: Tensor, geometry: Sequence[int], bias: bool, flags: int,
     dgrad_kernel: str | None, wgrad_kernel: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    dx = _dgrad_fake(dy, w, x.shape, geometry, gives_channels_last(x, w), flags, dgrad_kernel)
-    rest = bias, not w.is_contiguous(), *NO_PROLOGUE, flags, wgrad_kernel
+    channels_last = gives_channels_last(x, w)
+    dx = _dgrad_fake(dy, w, x.shape, geometry, channels_last, flags, dgrad_kernel)
+    rest = bias, channels_last, *NO_PROLOGUE, flags, wgrad_kernel
     return dx, *_wgrad_fake(dy, x, w.shape, geometry, *rest)
 
 

@@ -112,6 +112,7 @@ class ConvProblem:
         padded = self.h + self.padding[0] + self.padding[2], self.w + self.padding[1] + self.padding[3]
         extent = self.dilation[0] * (self.r - 1) + 1, self.dilation[1] * (self.s - 1) + 1
         rules = (
+            (min(self.h, self.w) < 1, "x has no rows or no columns"),
             (min(self.k, self.r, self.s) < 1, "w has an empty filter or no filters"),
             (min(self.stride) < 1, "the stride is not positive"),
             (min(self.dilation) < 1, "the dilation is not positive"),

@@ -204,6 +204,7 @@ uint64_t mix(uint64_t seed, uint64_t value) {
 
 std::string ConvProblem::why_invalid() const {
   if (n < 0 || c < 0 || h < 0 || w < 0) return "x has a negative size";
+  if (h < 1 || w < 1) return "x has no rows or no columns";
   if (k < 1 || r < 1 || s < 1) return "w has an empty filter or no filters";
   if (stride_h < 1 || stride_w < 1) return "the stride is not positive";
   if (dilation_h < 1 || dilation_w < 1) return "the dilation is not positive";

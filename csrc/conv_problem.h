@@ -70,7 +70,7 @@ struct ConvProblem {
   double flops() const { return 2.0 * n * p() * q() * k * r * s * c_per_group(); }
 
   bool operator==(const ConvProblem&) const = default;
-  // Empty, or a sentence that says which sizes make no convolution (an x or a y without elements is one).
+  // Empty, or a sentence that says which sizes make no convolution (an x without images or maps is one).
   std::string why_invalid() const;
   std::string to_string() const;
   // Throws std::invalid_argument that names the token at fault.

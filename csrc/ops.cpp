@@ -195,7 +195,7 @@ STABLE_TORCH_LIBRARY(cnnkern, m) {
       "conv2d_wgrad(Tensor dy, Tensor x, SymInt[] w_size, int[] geometry, bool bias, bool channels_last, "
       "Tensor? x_scale, Tensor? x_shift, str? x_activation, float? x_alpha, int flags, str? kernel) "
       "-> (Tensor dw, Tensor db)");
-  // conv2d_dgrad and conv2d_wgrad in one call: dx in the memory format of y, dw in w's.
+  // conv2d_dgrad and conv2d_wgrad in one call: dx and dw in the memory format of y.
   m.def(
       "conv2d_backward(Tensor dy, Tensor x, Tensor w, int[] geometry, bool bias, int flags, str? dgrad_kernel, "
       "str? wgrad_kernel) -> (Tensor dx, Tensor dw, Tensor db)");

@@ -192,6 +192,22 @@ def test_per_sample_gradients_of_a_module():
         torch.testing.assert_close(gradients, list(grad(sample_loss)(parameters, image).values()))
 
 
+@pytest.mark.parametrize("x_layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("w_layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("needed", [(0, 1), (1,), (0,)], ids=["xw", "w", "x"])
+def test_gradients_have_the_layouts_of_torchs(x_layout, w_layout, needed):
+    def gradients(conv):
+        leaves = [
+            torch.randn(2, 4, 5, 5).to(memory_format=x_layout),
+            torch.randn(6, 4, 3, 3).to(memory_format=w_layout),
+        ]
+        for i in needed:
+            leaves[i].requires_grad_()
+        return torch.autograd.grad(conv(*leaves).sum(), [leaves[i] for i in needed])
+
+    assert [g.stride() for g in gradients(CF.conv2d)] == [g.stride() for g in gradients(F.conv2d)]
+
+
 def test_gradients_keep_the_layouts_of_their_tensors():
     x = torch.randn(2, 4, 5, 5).to(memory_format=torch.channels_last).requires_grad_()
     w = torch.randn(6, 4, 3, 3).to(memory_format=torch.channels_last).requires_grad_()

@@ -67,6 +67,7 @@ REFUSED = {
     "no filters": (x, w[:0]),
     "an empty filter": (x, torch.randn(6, 4, 0, 3), b),
     "an empty axis": (torch.randn(2, 4, 0, 8), w, b),
+    "an empty axis with padding around it": (torch.randn(2, 4, 0, 8), w, b, 1, 2),
     "an uninitialized filter": (x, torch.nn.UninitializedParameter(), b),
 }
 

@@ -247,9 +247,9 @@ Gradients conv_backward(AtenTensorHandle dy, AtenTensorHandle x_handle, AtenTens
                         const Geometry& geometry, const GradientsAsked& asked) {
   const Tensor4 x = read_tensor(x_handle, "x"), w = read_tensor(w_handle, "w");
   StagedDy staged_dy(dy);
-  const bool dw_channels_last = !contiguous(w.sizes, w.strides);
-  OwnedTensor dx = dgrad(staged_dy, w, x.sizes, geometry, gives_channels_last(x, w), asked.dgrad);
-  return {std::move(dx), wgrad(staged_dy, x, w.sizes, {}, geometry, asked.bias, dw_channels_last, asked.wgrad)};
+  const bool channels_last = gives_channels_last(x, w);
+  OwnedTensor dx = dgrad(staged_dy, w, x.sizes, geometry, channels_last, asked.dgrad);
+  return {std::move(dx), wgrad(staged_dy, x, w.sizes, {}, geometry, asked.bias, channels_last, asked.wgrad)};
 }
 
 }  // namespace cnnkern::cpu
