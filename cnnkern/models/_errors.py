@@ -56,7 +56,11 @@ OTHERS = {
     "seresnet50": (22.37, 6.36),
     "xception": (21.0, 5.5),
 }
-ILSVRC = {"googlenet": "; 6.7 with seven networks in ILSVRC 2014", "vgg16": "; 7.3 in ILSVRC 2014"}
+ILSVRC = {
+    "googlenet": "; 6.7 with seven networks in ILSVRC 2014",
+    "resnet152": "; 3.57 with six networks in ILSVRC 2015",
+    "vgg16": "; 7.3 in ILSVRC 2014",
+}
 
 ERRORS = {
     **{name: Error(*error, f"torchvision, one crop{ILSVRC.get(name, '')}") for name, error in TORCHVISION.items()},
