@@ -31,13 +31,7 @@ GEMMS = ("implicit_gemm", "pointwise", "im2col", "direct")  # whose tiles the pr
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
 DENSE = ("implicit_gemm", "pointwise")
 # Bytes of a thread that are known to be spilled, by family, direction, dtype and capability.
-SPILLED = {
-    ("direct", "wgrad", "f32", 120): 16,
-    ("grouped", "fprop", "bf16", 120): 8,
-    ("grouped", "dgrad", "f32", 80): 32,
-    ("grouped", "wgrad", "bf16", 80): 16,
-    ("im2col", "fprop", "f32", 120): 8,
-}
+SPILLED = {}
 
 
 def problems(kernel, dtype):
@@ -46,6 +40,11 @@ def problems(kernel, dtype):
     able = [problem for problem in found if not kernel.why_not(problem)]
     assert able, f"{kernel.family} {kernel.direction} can compute none of the layers"
     return [problem for problem in able if not kernel.rather_not(problem)] or able[1:2]
+
+
+def depth(problem):
+    """The maps of a group next to each other in what is read."""
+    return (problem.k if problem.direction == "dgrad" else problem.c) // problem.groups
 
 
 def operands(problem, fused=False):
@@ -98,7 +97,7 @@ def test_every_config_compiles(kernel, dtype, capability):
     problem = problems(kernel, dtype)[0]
     for config in kernel.configs if kernel.capability <= capability else ():
         if kernel.family not in GEMMS or not why_not_fit(
-            config, dtype, CHIPS[capability], problem.c // problem.groups, descriptors=kernel.family == "pointwise"
+            config, dtype, CHIPS[capability], depth(problem), descriptors=kernel.family == "pointwise"
         ):
             compiled(kernel, replace(problem, n=1), config, capability)
 

@@ -38,8 +38,9 @@ from cnnkern.triton_kernels.grouped_sweep import diagonal_sum, sweep, swept
 from cnnkern.triton_kernels.implicit_gemm import dgrad_launches, fprop_launches
 from cnnkern.triton_kernels.launch import Chip, Config, Launch, TritonKernel, cdiv
 
-# BLOCK_M pixels x BLOCK_N written maps x BLOCK_K read maps; those of 32 pixels are for sweeps.
+# BLOCK_M pixels x BLOCK_N written maps x BLOCK_K read maps
 CONFIGS = (
+    Config((64, 16, 16), 2, 1),
     Config((32, 16, 16), 2, 1),
     Config((32, 32, 16), 2, 1),
     Config((32, 16, 32), 2, 1),
@@ -105,7 +106,8 @@ def diagonal_kernel(
     )  # fmt: skip
     if SEVERAL:
         # A NaN or an infinity times the zeros off the diagonal is a NaN in other groups: then each has its own product.
-        if tl.max(tl.max((tl.abs(total) < float("inf")).to(tl.int32) ^ 1, axis=1), axis=0) > 0:
+        finite = tl.reshape((tl.abs(total) < float("inf")).to(tl.int32), (BLOCK_M * BLOCK_N,))
+        if tl.min(finite, axis=0) == 0:  # of one axis: Triton 3.7 compiles no other over sums in tensor memory
             for k_from in range(0, k_to, depth):
                 part = diagonal_sum(
                     x, w, x_scale, x_shift, x_base, h0, w0, point < points, in_h, in_w, first_k, k_from, k_from + depth,
@@ -148,18 +150,22 @@ def _launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     return launches
 
 
+def _pixels(p: ConvProblem, config: Config) -> int:
+    """Of a tile of the config's maps: with more of them registers spill, as compiled."""
+    if p.dtype == "f32":
+        return 32
+    if swept(p, config):
+        return 64 if config.tile[1:] == (16, 16) else 32
+    return 128
+
+
 def _pick(p: ConvProblem, chip: Chip) -> Config:
     """The tile with the fewest maps that holds a group of both tensors, else the one with the most."""
     written, read = (p.k, p.c) if p.direction == "fprop" else (p.c, p.k)
     n, k = written // p.groups, read // p.groups
-    if chip.capability // 10 == 10 and not any(swept(p, config) for config in CONFIGS):
-        return CONFIGS[-1]  # Triton 3.7.1 compiles no maximum over sums in tensor memory, where larger tiles have them
-    holding = (
-        config
-        for config in CONFIGS[:-1]
-        if config.tile[1] >= n and config.tile[2] >= k and swept(p, config) == (config.tile[0] == 32)
-    )
-    return min(holding, key=lambda config: config.tile[1] * config.tile[2], default=CONFIGS[-2])
+    fitting = [config for config in CONFIGS[:-1] if config.tile[0] == _pixels(p, config)]
+    holding = (config for config in fitting if config.tile[1] >= n and config.tile[2] >= k)
+    return min(holding, key=lambda config: config.tile[1] * config.tile[2], default=fitting[-1])
 
 
 def why_not(p: ConvProblem) -> str:

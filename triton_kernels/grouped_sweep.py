@@ -147,7 +147,7 @@ def diagonal_sweep_kernel(
         sums = (tl.zeros((BLOCK_M, BLOCK_N), tl.float32),) + sums[: REACH - 1]
 
     if SEVERAL:
-        if tl.min(tl.min(finite.to(tl.int32), axis=1), axis=0) == 0:
+        if tl.min(tl.reshape(finite.to(tl.int32), (BLOCK_M * BLOCK_N,)), axis=0) == 0:
             for place in range(first, tl.minimum(first + band, tl.cdiv(rows - sweep, sweeps))):
                 row = sweep + place * sweeps
                 total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
