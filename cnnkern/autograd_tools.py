@@ -1,7 +1,4 @@
-"""Derivatives of the operators around convolution.
-
-Channel shuffle, pooling, the fused depthwise-separable layer, and a convolution whose maps are shuffled.
-"""
+"""Derivatives of the operators around convolution: channel shuffle, pooling, and fused layers."""
 
 from __future__ import annotations
 
@@ -170,6 +167,12 @@ def conv2d_shuffled(*args: Any) -> Tensor:
         return ops.CONV2D_SHUFFLED(*args)
 
 
+def conv2d_max_pool2d(*args: Any) -> Tensor:
+    """A convolution and its max pooling, of the operator's arguments; not differentiable."""
+    with below_autograd():
+        return ops.CONV2D_MAX_POOL2D(*args)
+
+
 channel_shuffle = differentiable(_ChannelShuffle)
 max_pool = differentiable(_MaxPool)
 max_pool_backward = differentiable(_MaxPoolBackward)
@@ -232,4 +235,25 @@ torch.library.register_autograd(
     "cnnkern::depthwise_separable",
     lambda ctx, dy: rerun(ctx, _SEPARABLE_TENSORS, ctx.compute, dy),
     setup_context=_separable_setup,
+)
+
+
+_CONV2D_MAX_POOL2D_TENSORS = (0, 1, 2, 3)
+
+
+def _conv_max_pool_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    geometry, activation, alpha, *window, ceil_mode, flags = inputs[4:]
+
+    def compute(x: Tensor, w: Tensor, scale: Any, shift: Any) -> Tensor:
+        z = fprop(x, w, scale, shift, None, Constants(geometry, flags), activation, alpha)
+        return max_pool(z, *window, (1, 1), ceil_mode)[0]
+
+    ctx.save_for_backward(*inputs[:4])
+    ctx.compute = compute
+
+
+torch.library.register_autograd(
+    "cnnkern::conv2d_max_pool2d",
+    lambda ctx, dy: rerun(ctx, _CONV2D_MAX_POOL2D_TENSORS, ctx.compute, dy),
+    setup_context=_conv_max_pool_setup,
 )

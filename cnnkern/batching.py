@@ -121,6 +121,18 @@ def _depthwise_separable(
     return _fprop(info, (dim, *in_dims[6:9], *no_dims), y, pw_weight, pw_scale, pw_shift, *pointwise)
 
 
+def _conv_max_pool(
+    info: Any, in_dims: tuple[_Dim, ...], x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None,
+    geometry: Sequence[int], activation: str, alpha: float, kernel: Sequence[int], stride: Sequence[int],
+    padding: Sequence[int], ceil_mode: bool, flags: int,
+) -> tuple[Tensor, int]:  # fmt: skip
+    dims = (*in_dims[:4], *(None,) * 10)
+    rest = (None, geometry, activation, alpha, *ops.NO_PROLOGUE, flags, None)
+    z, dim = _fprop(info, dims, x, w, scale, shift, *rest)
+    (y, _), (dim, _) = _images_only(ops.MAX_POOL)(info, (dim,), z, kernel, stride, padding, (1, 1), ceil_mode)
+    return y, dim
+
+
 def _images_only(operator: Any) -> Any:
     """The rule of an operator that takes and returns images: fold the batch into N."""
 
@@ -155,6 +167,7 @@ for _name, _rule in {
     "conv2d_wgrad": _wgrad,
     "conv2d_backward": _backward,
     "depthwise_separable": _depthwise_separable,
+    "conv2d_max_pool2d": _conv_max_pool,
     "channel_shuffle": _images_only(ops.CHANNEL_SHUFFLE),
     "max_pool2d": _images_only(ops.MAX_POOL),
     "max_pool2d_backward": _max_pool_backward,

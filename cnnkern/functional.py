@@ -33,6 +33,7 @@ from cnnkern.arguments import (
     pair,
     why_not_own,
 )
+from cnnkern.backends import OWN_BACKENDS
 from cnnkern.dispatch import Settings
 from cnnkern.flags import DETERMINISTIC, ONLY, TF32
 from cnnkern.ops import Constants
@@ -239,7 +240,7 @@ def shuffled_conv2d(
     if autocasts(input):
         input, weight, beside = autocast(input, weight, beside)
     tensors = (input, weight, bias, scale, shift, beside)
-    geometry = geometry_of(weight, stride, padding, dilation) if _writes_shuffled(*tensors) else None
+    geometry = geometry_of(weight, stride, padding, dilation) if _fuses(*tensors) else None
     if geometry is not None:
         flags = _flags(dispatch.settings(), input)
         epilogue = (activation, alpha_of(activation, alpha))
@@ -257,6 +258,54 @@ def joined(y: Tensor, beside: Tensor | None, shuffle: int) -> Tensor:
     """channel_shuffle(cat([beside, y], 1), shuffle), without what there is nothing to do for."""
     y = y if beside is None else torch.cat([beside, y], 1)
     return y if shuffle == 1 else channel_shuffle(y, shuffle)
+
+
+def conv2d_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+    *,
+    pool_size: Size,
+    pool_stride: Size,
+    pool_padding: Size = 0,
+    ceil_mode: bool = False,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    activation: str = "none",
+    alpha: float | None = None,
+) -> Tensor:
+    """The max pool of a fused convolution: in one kernel, where there is one and no gradient is needed.
+
+    CUDA C++ has one for stems, of up to 4 input maps, filters of 3x3 and 7x7 with stride 2 or 11x11 with stride 4, and
+    windows of 3x3 with stride 2.
+
+    Args:
+        input, weight, bias, stride, padding, dilation, groups: as :func:`conv2d`.
+        scale, shift, activation, alpha: as :func:`fused_conv2d`.
+        pool_size, pool_stride, pool_padding, ceil_mode: as :func:`torch.nn.functional.max_pool2d`.
+
+    Returns what :func:`max_pool2d` returns of what :func:`fused_conv2d` returns, with their errors.
+    """
+    window = pair(pool_size), pair(pool_stride), pair(pool_padding)
+    operands = autocast(input, weight, bias) if autocasts(input) else (input, weight, bias)
+    geometry = None
+    if None not in window and _fuses(*operands, scale, shift):
+        geometry = geometry_of(weight, stride, padding, dilation)
+    if geometry is not None:
+        x, w, folded = operands
+        layer = (x, w, scale, _shift_of(folded, scale, shift), (*geometry, groups))
+        how = (activation, alpha_of(activation, alpha), *window, ceil_mode, _flags(dispatch.settings(), x))
+        try:
+            return _call(autograd_tools.conv2d_max_pool2d, ops.CONV2D_MAX_POOL2D, *layer, *how)
+        except RuntimeError:
+            pass  # the functions say what is wrong with the call
+    rest: dict[str, Any] = {"scale": scale, "shift": shift, "activation": activation, "alpha": alpha}
+    y = fused_conv2d(input, weight, bias, stride, padding, dilation, groups, **rest)
+    return max_pool2d(y, pool_size, pool_stride, pool_padding, 1, ceil_mode)  # type: ignore[return-value]
 
 
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
@@ -315,14 +364,14 @@ def _shift_of(bias: Tensor | None, scale: Tensor | None, shift: Tensor | None) -
     return bias if shift is None else bias + shift
 
 
-def _writes_shuffled(input: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
-    """Whether a shuffled convolution is the operator's to compute, and not two functions'."""
+def _fuses(input: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether an operator that only GPUs have a kernel of is to compute a call, and not one function after another."""
     settings = dispatch.settings()
     return (
         isinstance(input, Tensor)
         and input.is_cuda
         and input.dim() == 4
-        and settings.backend in (None, "triton")
+        and settings.backend in (None, *OWN_BACKENDS["cuda"])
         and settings.kernels.fprop is None
         and not (emits_aten() or in_transform() or autograd.needs_graph(input, weight, *others))
         and not why_not_own(input, weight, *others)

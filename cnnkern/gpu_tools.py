@@ -1,6 +1,6 @@
 """The operators around convolution on CUDA tensors, as csrc/cpu/tool_calls.cpp on the CPU.
 
-Channel shuffle, pooling, the fused depthwise-separable layer, and a convolution whose maps are shuffled.
+Channel shuffle, pooling, the fused depthwise-separable layer, convolutions that are shuffled or pooled as they are written.
 
 Results have the memory format of x, or the one that the caller names. Kernels are Triton's where Triton is installed,
 and the CUDA library's where it is not or where they are asked for.
@@ -20,8 +20,19 @@ from torch import Tensor
 from cnnkern import dispatch, ops
 from cnnkern.backends import triton
 from cnnkern.flags import ONLY, TF32, UNALIGNED
-from cnnkern.gpu import _check_alike, _gap, _krsc, _laid_out, _nhwc_empty, _per_map, _problem, _run, conv2d_fprop
-from cnnkern.operands import SeparableOperands, evenly_spaced
+from cnnkern.gpu import (
+    _alignment,
+    _check_alike,
+    _gap,
+    _krsc,
+    _laid_out,
+    _nhwc_empty,
+    _per_map,
+    _problem,
+    _run,
+    conv2d_fprop,
+)
+from cnnkern.operands import Operands, SeparableOperands, evenly_spaced
 from cnnkern.ops import NO_PROLOGUE, POINTWISE, gives_channels_last
 from cnnkern.problem import ConvProblem, Epilogue, Prologue, suggests_channels_last
 from cnnkern.window import Window
@@ -124,7 +135,7 @@ def depthwise_separable(
     first = _problem("fprop", x.shape, dw_weight.shape, x.dtype, tuple(geometry), _gap(x), 0, Prologue(), dw_epilogue)
     second = _problem("fprop", first.y_size, pw_weight.shape, x.dtype, POINTWISE, 0, 0, Prologue(), pw_epilogue)
     backend = tools(flags)
-    why_not = backend.separable_why_not(first, second, flags)
+    why_not = backend.separable_why_not(first, second, flags | _alignment((x, dw_weight, pw_weight)))
     if kernel is not None:
         name = f"{backend.BACKEND}_depthwise_separable_fprop_{first.dtype}_nhwc_any__sm80"
         why_not = why_not if kernel == name else f"it is not {name}"
@@ -179,6 +190,26 @@ def _by_cuda(flags: int) -> bool:
     return bool(flags & ONLY["cuda"]) or not find_spec("triton")
 
 
+def conv2d_max_pool2d(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, geometry: Sequence[int], activation: str,
+    alpha: float, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool, flags: int,
+) -> Tensor:  # fmt: skip
+    """The max pool of a convolution, in one kernel where one can, else in two; channels_last if x or w is."""
+    channels_last = gives_channels_last(x, w)
+    window = _window(kernel, stride, padding, ceil_mode=ceil_mode)
+    x, w = evenly_spaced(x), _krsc(w)
+    epilogue = Epilogue(activation, scale is not None, shift is not None, alpha=alpha)
+    problem = _problem("fprop", x.shape, w.shape, x.dtype, tuple(geometry), _gap(x), 0, Prologue(), epilogue)
+    y = _nhwc_empty(_pooled_size(problem.y_size, window), x)
+    backend = tools(flags)
+    if backend.conv_max_pool_why_not(problem, window, flags | _alignment((x, w))):
+        z = conv2d_fprop(x, w, scale, shift, None, geometry, activation, alpha, *NO_PROLOGUE, flags, None)
+        y, _ = max_pool2d(z, kernel, stride, padding, (1, 1), ceil_mode)
+    elif y.numel():
+        backend.conv_max_pool(problem, window, Operands(x, w, y, scale, shift), flags)
+    return _laid_out(y, channels_last)
+
+
 @functools.cache
 def tools(flags: int = 0) -> Any:
     """The functions of the backend that the flags ask for, or of Triton where that is installed."""
@@ -222,6 +253,7 @@ _OPERATORS = {
     "global_avg_pool2d": global_avg_pool2d,
     "depthwise_separable": depthwise_separable,
     "conv2d_shuffled": conv2d_shuffled,
+    "conv2d_max_pool2d": conv2d_max_pool2d,
 }
 for _name, _implementation in _OPERATORS.items():
     torch.library.impl(f"cnnkern::{_name}", "CUDA", _implementation)  # type: ignore[call-overload]

@@ -1,7 +1,7 @@
 """The operators as torch sees them: calls below autograd, fake kernels and FLOP formulas.
 
-csrc/ops.cpp states the schemas and holds the CPU implementations, but for conv2d_shuffled, which off a GPU is two
-operators after each other and stated here. :mod:`cnnkern.autograd` makes them differentiable,
+csrc/ops.cpp states the schemas and holds the CPU implementations, but for conv2d_shuffled and conv2d_max_pool2d, which
+no CPU kernel fuses: they are stated and composed here. :mod:`cnnkern.autograd` makes them differentiable,
 :mod:`cnnkern.batching` gives them their vmap rules. In all of them ``geometry`` is nine numbers, stride
 (vertical, horizontal), padding (top, left, bottom, right), dilation (vertical, horizontal) and groups.
 """
@@ -36,6 +36,13 @@ MAX_POOL_BACKWARD = torch.ops.cnnkern.max_pool2d_backward.default
 AVG_POOL = torch.ops.cnnkern.avg_pool2d.default
 AVG_POOL_BACKWARD = torch.ops.cnnkern.avg_pool2d_backward.default
 GLOBAL_AVG_POOL = torch.ops.cnnkern.global_avg_pool2d.default
+
+torch.library.define(
+    "cnnkern::conv2d_max_pool2d",
+    "(Tensor x, Tensor w, Tensor? scale, Tensor? shift, int[] geometry, str activation, float alpha, "
+    "int[] kernel, int[] stride, int[] padding, bool ceil_mode, int flags) -> Tensor",
+)
+CONV2D_MAX_POOL2D = torch.ops.cnnkern.conv2d_max_pool2d.default
 
 POINTWISE = (1, 1, 0, 0, 0, 0, 1, 1, 1)  # the geometry of a 1x1 convolution
 NO_PROLOGUE = (None, None, None, None)
@@ -154,6 +161,18 @@ def _depthwise_separable_fake(
     return _fprop_fake(between, pw_weight, pw_scale, pw_shift, None, *pointwise)
 
 
+def _conv_max_pool(
+    x: Tensor, w: Tensor, scale: Tensor | None, shift: Tensor | None, geometry: Sequence[int], activation: str,
+    alpha: float, kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], ceil_mode: bool, flags: int,
+) -> Tensor:  # fmt: skip
+    z = FPROP(x, w, scale, shift, None, geometry, activation, alpha, *NO_PROLOGUE, flags, None)
+    return MAX_POOL(z, kernel, stride, padding, (1, 1), ceil_mode)[0]
+
+
+torch.library.impl("cnnkern::conv2d_max_pool2d", "CPU", _conv_max_pool)  # type: ignore[call-overload]
+torch.library.register_fake("cnnkern::conv2d_max_pool2d", _conv_max_pool)
+
+
 @torch.library.register_fake("cnnkern::channel_shuffle")
 def _channel_shuffle_fake(x: Tensor, groups: int) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(suggests_channels_last(x)))
@@ -226,6 +245,13 @@ def _conv2d_shuffled_flops(
     x_size: Sequence[int], w_size: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any
 ) -> int:  # fmt: skip
     return _conv_flops((out_shape[0], w_size[0], *out_shape[2:]), w_size)
+
+
+@register_flop_formula(torch.ops.cnnkern.conv2d_max_pool2d)
+def _conv_max_pool_flops(
+    x_size: Sequence[int], w_size: Sequence[int], scale: Any, shift: Any, geometry: Sequence[int], *_: Any, **__: Any
+) -> int:
+    return _conv_flops((x_size[0], w_size[0], *_output_pixels(x_size, w_size, geometry)), w_size)
 
 
 @register_flop_formula(torch.ops.cnnkern.depthwise_separable)

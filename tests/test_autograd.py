@@ -87,6 +87,12 @@ def test_depthwise_separable_conv2d():
     check(lambda *inputs: CF.depthwise_separable_conv2d(*inputs), inputs)
 
 
+def test_conv2d_max_pool2d():
+    inputs = (leaf(1, 2, 4, 4), leaf(3, 2, 2, 2), leaf(3), leaf(3))
+    how = {"padding": 1, "pool_size": 3, "pool_stride": 2, "pool_padding": 1, "activation": "tanh"}
+    check(lambda x, w, bias, scale: CF.conv2d_max_pool2d(x, w, bias, scale=scale, **how), inputs)
+
+
 @pytest.mark.parametrize(
     "function",
     [

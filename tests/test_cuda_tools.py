@@ -14,6 +14,7 @@ from cnnkern import composed, gpu, gpu_tools
 from cnnkern.arguments import alpha_of
 from cnnkern.backends import cuda, cuda_tools
 from cnnkern.batch_norm import conv_bn_act
+from cnnkern.flags import TF32
 from cnnkern.functional import joined
 from cnnkern.operands import Layer, Operands
 from cnnkern.problem import ACTIVATIONS
@@ -130,6 +131,45 @@ def test_depthwise_separable(c, k, stride, dtype):
     between = F.relu6(F.conv2d(x.double(), dw.double(), None, stride, 1, 1, c) * per_map[0] + per_map[1])
     wanted = F.leaky_relu(F.conv2d(between, pw.double(), bias.double()), 0.1)
     assert error(y, wanted) <= ROUNDINGS * torch.finfo(dtype).eps
+
+
+STEMS = (
+    # x, maps, filter, stride, padding; padding of the pool, ceil_mode
+    ((2, 3, 33, 29), 64, 7, 2, 3, 1, False),
+    ((1, 3, 64, 66), 72, 7, 2, 3, 0, True),
+    ((1, 3, 75, 67), 40, 11, 4, 0, 0, False),
+    ((3, 1, 13, 37), 24, 3, 2, 1, 1, True),
+    ((1, 4, 3, 4), 8, 3, 2, (1, 0), 1, False),
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("stem", STEMS, ids=str)
+def test_a_stem_with_its_pooling(stem, dtype):
+    """Of integers, whose sums are exact, and a NaN: what the two layers give, from several tiles, cut off and not."""
+    size, maps, taps, stride, padding, pool_padding, ceil_mode = stem
+    x = images(*size, dtype, gap=1).round()
+    x[-1, 0, -1, -1] = torch.nan
+    w = images(maps, size[1], taps, taps, dtype).round().clamp(-1, 1)
+    scale, shift = torch.arange(maps) % 3 - 1.0, (torch.arange(maps) % 5 - 2).to(dtype)
+    top, left = (padding, padding) if isinstance(padding, int) else padding
+    geometry = (stride, stride, top, left, top, left, 1, 1, 1)
+    window = ((3, 3), (2, 2), (pool_padding,) * 2, ceil_mode)
+    y = gpu_tools.conv2d_max_pool2d(x, w, scale, shift, geometry, "relu", 0.0, *window, TF32)
+    z = F.conv2d(x.double(), w.double(), None, stride, padding)
+    z = F.relu(z * scale[:, None, None] + shift.double()[:, None, None]).to(dtype)
+    wanted = F.max_pool2d(z, *window[:3], 1, ceil_mode)
+    assert y.isnan().any() == wanted.isnan().any()
+    assert torch.equal(y.nan_to_num(-1), wanted.nan_to_num(-1))
+
+
+def test_what_no_kernel_pools_is_two_kernels(monkeypatch):
+    x, w = images(1, 3, 9, 9, torch.float32), images(8, 3, 3, 3, torch.float32)
+    monkeypatch.setattr(gpu_tools, "conv2d_fprop", lambda x, w, *rest: F.conv2d(x, w, None, 2, 1))
+    geometry = (2, 2, 1, 1, 1, 1, 1, 1, 1)
+    for pool, flags in (((3, 3), 0), ((2, 2), TF32)):  # neither TF32 nor windows of 2x2
+        y = gpu_tools.conv2d_max_pool2d(x, w, None, None, geometry, "none", 0.0, pool, (2, 2), (0, 0), False, flags)
+        assert torch.equal(y, F.max_pool2d(F.conv2d(x, w, None, 2, 1), pool, 2))
 
 
 def large_mean(pixels, maps, dtype=torch.float32):

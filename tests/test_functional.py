@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 import cnnkern
-from cnnkern import composed, dispatch, testing
+from cnnkern import composed, dispatch, ops, testing
 from cnnkern import functional as CF
 from cnnkern.native import _C
 from cnnkern.problem import ACTIVATIONS
@@ -298,6 +298,42 @@ def test_shuffled_conv2d_is_its_composition(beside):
     y = CF.fused_conv2d(x, w, b, padding=1, groups=2, **how)
     y = F.channel_shuffle(torch.cat([others, y], 1) if beside else y, 3)
     assert torch.equal(CF.shuffled_conv2d(x, w, b, padding=1, groups=2, shuffle=3, beside=others, **how), y)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_conv2d_max_pool2d_is_its_composition(layout):
+    torch._dynamo.reset()  # of each layout there are no more graphs than it keeps
+    image, scale, shift = x.to(memory_format=layout), torch.rand(6), torch.randn(6)
+
+    def ours(image, bias=None, **how):
+        return CF.conv2d_max_pool2d(image, w, bias, 1, 1, pool_size=3, pool_stride=2, pool_padding=1, **how)
+
+    def theirs(y):
+        return F.max_pool2d(y, 3, 2, 1)
+
+    for bias, s, t in ((b, None, None), (None, scale, shift), (b, scale, None), (b, scale, shift), (b, None, shift)):
+        expected = theirs(unfused(image, w, b if bias is not None else None, s, t, None, "relu", None))
+        given = {"scale": s, "shift": t, "activation": "relu"}
+        for y in (
+            ours(image, bias, **given),
+            torch.compile(ours, backend="eager", fullgraph=True)(image, bias, **given),
+        ):
+            assert y.stride() == expected.stride()
+            torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours(image[0]), theirs(F.conv2d(image[0], w, None, 1, 1)), rtol=1e-4, atol=1e-4)
+    batch = torch.stack([image, image + 1])
+    torch.testing.assert_close(
+        torch.vmap(
+            lambda i: ops.CONV2D_MAX_POOL2D(
+                i, w, None, None, (1, 1, 1, 1, 1, 1, 1, 1, 1), "none", 0.0, (3, 3), (2, 2), (1, 1), False, 0
+            )
+        )(batch),
+        torch.stack([ours(i) for i in batch]),
+    )
+    with pytest.raises(RuntimeError, match="expected input"):
+        ours(image[:, :3])
+    with pytest.raises(ValueError, match="softplus"):
+        ours(image, activation="softplus")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)

@@ -65,6 +65,8 @@ TOOLS: dict[str, tuple[Any, ...]] = {
     "batch_norm": (_TEXT,),
     "batch_norm_backward": (_TEXT,),
     "batch_norm_backward_workspace_bytes": (ctypes.c_int64, ctypes.c_int, *(ctypes.c_int64,) * 2),
+    "conv_max_pool2d": (_TEXT,),
+    "conv_max_pool2d_why_not": (_TEXT, _TEXT, _HANDLE, *_FLAGS),
     "separable": (_TEXT,),
     "separable_why_not": (_TEXT, _TEXT, _TEXT, ctypes.c_int64),
 }
@@ -120,7 +122,8 @@ def architectures() -> str:
 
 
 @functools.cache
-def _capability() -> int:
+def capability() -> int:
+    """The GPU's, as 80 or 90."""
     if not torch.cuda.is_available():
         return ASSUMED
     major, minor = torch.cuda.get_device_capability()
@@ -135,7 +138,7 @@ class PreparedCall:
 
     def __init__(self, kernel: str, problem: ConvProblem, flags: int) -> None:
         self._library = library()
-        self._handle = self._library.cnnkern_cuda_prepare(kernel.encode(), str(problem).encode(), flags, _capability())
+        self._handle = self._library.cnnkern_cuda_prepare(kernel.encode(), str(problem).encode(), flags, capability())
         if not self._handle:
             raise RuntimeError(self._library.cnnkern_cuda_error().decode())
         self._workspace_bytes = self._library.cnnkern_cuda_workspace_bytes(self._handle)
@@ -193,7 +196,7 @@ class CudaBackend:
         library = _loaded()
         if library is None:
             return []
-        lines = library.cnnkern_cuda_candidates(str(problem).encode(), flags, _capability())
+        lines = library.cnnkern_cuda_candidates(str(problem).encode(), flags, capability())
         if lines is None:
             raise ValueError(library.cnnkern_cuda_error().decode())
         return [Candidate(*line.split("\t")) for line in lines.decode().splitlines()]

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnkern.backends.cuda import Pointers, PreparedCall, library, narrow, place
+from cnnkern.backends.cuda import Pointers, PreparedCall, capability, library, narrow, place
 from cnnkern.operands import Layer, Operands, SeparableOperands, pixel_stride
 from cnnkern.problem import ACTIVATIONS, DTYPE_NAMES, DTYPES, ConvProblem
 from cnnkern.window import Window
@@ -140,6 +140,23 @@ def separable(first: ConvProblem, second: ConvProblem, operands: SeparableOperan
     _call("separable", y, *problems, ctypes.c_int64(flags), ctypes.byref(dw), ctypes.byref(pw))
 
 
+def conv_max_pool_why_not(problem: ConvProblem, window: Window, flags: int) -> str:
+    """Empty, or why the convolution and its pooling are not one kernel's."""
+    given = (str(problem).encode(), _pooling_of(problem, window), flags, capability())
+    return library().cnnkern_cuda_conv_max_pool2d_why_not(*given).decode()
+
+
+def conv_max_pool(problem: ConvProblem, window: Window, operands: Operands, flags: int) -> None:
+    """Both."""
+    o = operands
+    pointers = Pointers(
+        x=o.x.data_ptr(), w=o.w.data_ptr(), y=o.y.data_ptr(), scale=_at(o.scale), shift=_at(o.shift),
+        narrow_scale=narrow(o.scale, o.x), narrow_shift=narrow(o.shift, o.x),
+    )  # fmt: skip
+    given = (str(problem).encode(), _pooling_of(problem, window), ctypes.c_int64(flags), capability())
+    _call("conv_max_pool2d", o.y, *given, ctypes.byref(pointers))
+
+
 def conv_with_statistics(kernel: str, problem: ConvProblem, operands: Operands, flags: int) -> Tensor:
     """Runs the fprop kernel; returns y's partial statistics [partials, 3, K], of its epilogue where it leaves any."""
     call, z = _prepared(kernel, problem, flags), operands.y
@@ -237,8 +254,18 @@ def _call(name: str, written: Tensor, *arguments: Any) -> None:
 
 
 def _pooling(image: Tensor, pooled: Tensor, window: Window) -> Any:
-    sizes = (*image.shape, *pooled.shape[2:], *window.kernel, *window.stride, *window.padding, *window.dilation)
-    return ctypes.byref(_Pooling(_code(image), *sizes, window.count_include_pad))
+    return _pooling_as(_code(image), *image.shape, *pooled.shape[2:], window)
+
+
+def _pooling_of(problem: ConvProblem, window: Window) -> Any:
+    """The pooling of a convolution's result."""
+    pooled = (window.output_size(problem.p, 0), window.output_size(problem.q, 1))
+    return _pooling_as(list(DTYPES).index(problem.dtype), *problem.y_size, *pooled, window)
+
+
+def _pooling_as(code: int, n: int, c: int, h: int, w: int, p: int, q: int, window: Window) -> Any:
+    of_window = (*window.kernel, *window.stride, *window.padding, *window.dilation)
+    return ctypes.byref(_Pooling(code, n, c, h, w, p, q, *of_window, window.count_include_pad))
 
 
 def _code(tensor: Tensor) -> int:

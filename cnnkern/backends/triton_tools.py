@@ -66,6 +66,11 @@ def separable(first: ConvProblem, second: ConvProblem, operands: SeparableOperan
     _run(operands.y, depthwise_separable.launches(first, second, operands, config))
 
 
+def conv_max_pool_why_not(problem: ConvProblem, window: Window, flags: int) -> str:
+    """Why a convolution and its pooling are not one kernel's."""
+    return "Triton has no kernel of them"
+
+
 def conv_with_statistics(kernel: str, problem: ConvProblem, operands: Operands, flags: int) -> Tensor:
     """Runs the fprop kernel; returns y's partial statistics [partials, 3, K], of its epilogue where it leaves any."""
     family, config = triton.listed()[kernel]
