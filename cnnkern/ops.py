@@ -169,7 +169,7 @@ def _conv_max_pool(
     return MAX_POOL(z, kernel, stride, padding, (1, 1), ceil_mode)[0]
 
 
-torch.library.impl("cnnkern::conv2d_max_pool2d", "CPU", _conv_max_pool)  # type: ignore[call-overload]
+torch.library.impl("cnnkern::conv2d_max_pool2d", "CPU", _conv_max_pool)
 torch.library.register_fake("cnnkern::conv2d_max_pool2d", _conv_max_pool)
 
 

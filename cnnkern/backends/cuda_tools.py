@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -254,18 +255,18 @@ def _call(name: str, written: Tensor, *arguments: Any) -> None:
 
 
 def _pooling(image: Tensor, pooled: Tensor, window: Window) -> Any:
-    return _pooling_as(_code(image), *image.shape, *pooled.shape[2:], window)
+    return _pooling_as(_code(image), image.shape, pooled.shape[2:], window)
 
 
 def _pooling_of(problem: ConvProblem, window: Window) -> Any:
     """The pooling of a convolution's result."""
     pooled = (window.output_size(problem.p, 0), window.output_size(problem.q, 1))
-    return _pooling_as(list(DTYPES).index(problem.dtype), *problem.y_size, *pooled, window)
+    return _pooling_as(list(DTYPES).index(problem.dtype), problem.y_size, pooled, window)
 
 
-def _pooling_as(code: int, n: int, c: int, h: int, w: int, p: int, q: int, window: Window) -> Any:
+def _pooling_as(code: int, size: Sequence[int], pooled: Sequence[int], window: Window) -> Any:
     of_window = (*window.kernel, *window.stride, *window.padding, *window.dilation)
-    return ctypes.byref(_Pooling(code, n, c, h, w, p, q, *of_window, window.count_include_pad))
+    return ctypes.byref(_Pooling(code, *size, *pooled, *of_window, window.count_include_pad))
 
 
 def _code(tensor: Tensor) -> int:
