@@ -1,6 +1,6 @@
 """The operators around convolution on CUDA tensors, as csrc/cpu/tool_calls.cpp on the CPU.
 
-Channel shuffle, pooling, the fused depthwise-separable layer, convolutions that are shuffled or pooled as they are written.
+Channel shuffle, pooling, the fused depthwise-separable layer, and convolutions whose results are shuffled or pooled.
 
 Results have the memory format of x, or the one that the caller names. Kernels are Triton's where Triton is installed,
 and the CUDA library's where it is not or where they are asked for.
