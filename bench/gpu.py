@@ -86,7 +86,8 @@ def run(stage: Stage, out: Path, again: bool) -> bool:
         click.echo(f"{stage.name}: skipped, {stage.under[0]} is not here")
         return True
     command = [*stage.under, sys.executable, *(part.format(out=out) for part in stage.command)]
-    environment = os.environ | {name: value.format(out=out) for name, value in stage.environment.items()}
+    own = {name: value.format(out=out) for name, value in stage.environment.items()}
+    environment = os.environ | {"COLUMNS": "160"} | own  # so that pytest says what failed
     click.echo(f"{stage.name}: {stage.purpose}")
     start = time.monotonic()
     codes = run_all(shards(command, log) if stage.sharded else {log: command}, environment)
