@@ -87,8 +87,12 @@ def _loaded() -> ctypes.CDLL | None:
     if not LIBRARY.exists():
         return None
     library = ctypes.CDLL(str(LIBRARY))
-    declare(library, CONVOLUTION | TOOLS)
-    if library.cnnkern_cuda_operands_size() != ctypes.sizeof(Pointers):
+    try:
+        declare(library, CONVOLUTION | TOOLS)
+        fits = library.cnnkern_cuda_operands_size() == ctypes.sizeof(Pointers)
+    except AttributeError:
+        fits = False
+    if not fits:
         raise ImportError(f"{LIBRARY} is of another version of the package: build it again")
     return library
 
