@@ -84,7 +84,7 @@ DIRECT_CONFIGS = (
 
 DIRECT_WGRAD_CONFIGS = (
     Config((128, 64, 32), 8, 2),
-    Config((64, 64, 32), 8, 2),
+    Config((64, 64, 32), 4, 2),
     Config((64, 32, 32), 8, 2),
     Config((32, 32, 32), 4, 2),
     Config((16, 32, 64), 4, 2),

@@ -151,12 +151,9 @@ def _launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
 
 
 def _pixels(p: ConvProblem, config: Config) -> int:
-    """Of a tile of the config's maps: with more of them registers spill, as compiled."""
-    if p.dtype == "f32":
-        return 32
-    if swept(p, config):
-        return 64 if config.tile[1:] == (16, 16) else 32
-    return 128
+    """Of a tile of the config's maps: half or a quarter for float32, and where weights are held, or registers spill."""
+    halvings = (p.dtype == "f32") + swept(p, config)
+    return 128 >> min(halvings if config.tile[1:] == (16, 16) else 2 * halvings, 2)
 
 
 def _pick(p: ConvProblem, chip: Chip) -> Config:

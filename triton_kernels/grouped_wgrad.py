@@ -30,7 +30,7 @@ from cnnkern.triton_kernels.slices import added, slices_of
 
 # BLOCK_M maps of y x BLOCK_N maps of x x BLOCK_P pixels. Loads are not staged: the taps of a tile find x in L1.
 CONFIGS = (
-    Config((16, 16, 32), 2, 1),
+    Config((16, 16, 32), 1, 1),
     Config((32, 16, 32), 2, 1),
     Config((16, 32, 32), 4, 1),
     Config((32, 32, 32), 4, 1),

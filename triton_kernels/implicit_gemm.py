@@ -250,6 +250,8 @@ def _lattice_launch(
             f"{prefix}_start": out_start[0] * row + out_start[1] * pixel,
         }  # fmt: skip
 
+    # The stride of an axis with one tap is arbitrary: if odd, the compiler would load w element by element.
+    weights = weights | {f"w_tap_{axis}": 0 for axis, count in zip("hw", taps, strict=True) if count == 1}
     x_image, x_row, x_pixel = image_strides(read)
     fprop = p.direction == "fprop"
     arguments: dict[str, Any] = {
