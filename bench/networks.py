@@ -137,7 +137,11 @@ def googlenet() -> nn.Sequential:
 
     stem = [conv_bn(3, 64, 7, 2), pool(3), conv_bn(64, 64, 1), conv_bn(64, 192, 3), pool(3)]
     body = [pool(row) if isinstance(row, int) else inception(*row) for row in GOOGLENET]
-    return nn.Sequential(*stem, *body, *head(1024))
+    model = nn.Sequential(*stem, *body, *head(1024))
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.eps = 1e-3
+    return model
 
 
 def basic_block(c_in: int, width: int, stride: int) -> nn.Sequential:
