@@ -113,19 +113,20 @@ def bench(
 @click.option("--model", "names", multiple=True, type=click.Choice(networks.names()), default=whole_models.CONVERTED)
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), default=whole_models.BATCHES)
 @click.option("--against", multiple=True, type=click.Choice(list(whole_models.PEERS)), default=("eager",))
+@click.option("--dtype", type=click.Choice(["f32", "bf16", "f16"]), default="f32", show_default=True)
 @device_option
 @threads_option
 @budget_option(150)
 @out_option
 def models(
-    names: Sequence[str], batches: Sequence[int], against: Sequence[str], where: str | None, threads: int | None,
-    budget: float, out: Path,
+    names: Sequence[str], batches: Sequence[int], against: Sequence[str], dtype: str, where: str | None,
+    threads: int | None, budget: float, out: Path,
 ) -> None:  # fmt: skip
     """Converted networks against torch eager, or torch.compile with max-autotune."""
     where = where or best_device()
     record = new_record(threads, where)
     with kept(record, "models", out), rows_shown(len(names) * len(batches) * len(against)) as show:
-        whole_models.measure(record, names, batches, against, budget, show, where)
+        whole_models.measure(record, names, batches, against, budget, show, where, dtype)
     finish(record, "models", out)
 
 

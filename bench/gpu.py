@@ -38,7 +38,7 @@ class Stage:
 
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/gpu")
 BENCH = ("-m", "cnnkern", "bench", "--device", "cuda")
-MODELS = ("-m", "cnnkern", "bench", "models", "--device", "cuda", "--batch", "32")
+MODELS = ("-m", "cnnkern", "bench", "models", "--device", "cuda", "--dtype", "bf16", "--batch", "32")
 TUNE = ("-m", "cnnkern", "tune", "resnet50", "--device", "cuda")
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "1", "--report-api-errors", "no")
 SMALL = "exact and ((triton and 16x16x16 and f32) or (cuda and bf16))"

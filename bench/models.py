@@ -16,6 +16,7 @@ from cnnkern.bench.peers import FORMATS
 from cnnkern.bench.record import Comparison, Record, WholeRow
 from cnnkern.bench.run import FAILED
 from cnnkern.bench.timing import race
+from cnnkern.problem import DTYPES
 
 CONVERTED = ("resnet50", "vgg16", "googlenet", "mobilenet_v2")
 BATCHES = (1, 16)
@@ -59,11 +60,11 @@ def compiled(model: nn.Module, images: Tensor) -> Peers:
 PEERS: dict[str, Callable[[nn.Module, Tensor], Peers]] = {"eager": eager, "compile": compiled}
 
 
-def measure_model(name: str, batch: int, against: str, budget: float) -> WholeRow:
+def measure_model(name: str, batch: int, dtype: str, against: str, budget: float) -> WholeRow:
     """One forward pass of a converted network against a peer of PEERS."""
     torch.manual_seed(0)
-    model = networks.build(name).eval()
-    images = torch.randn(batch, *networks.input_size(name))
+    model = networks.build(name).eval().to(DTYPES[dtype])
+    images = torch.randn(batch, *networks.input_size(name), dtype=DTYPES[dtype])
     converted = copy.deepcopy(model)
     cnnkern.convert(converted)
     call = partial(converted, images.contiguous(memory_format=torch.channels_last))
@@ -72,7 +73,7 @@ def measure_model(name: str, batch: int, against: str, budget: float) -> WholeRo
     answer, theirs = ours.output[:FLOAT64_IMAGES], peer.output[:FLOAT64_IMAGES]
     return WholeRow(
         name=name,
-        setting=f"forward, f32, batch {batch}",
+        setting=f"forward, {dtype}, batch {batch}",
         warm=Comparison.of(ours, peer),
         error=error_of(answer, wanted),
         fault=find_fault(answer, theirs, wanted),
@@ -81,14 +82,14 @@ def measure_model(name: str, batch: int, against: str, budget: float) -> WholeRo
 
 def measure(
     record: Record, names: Sequence[str], batches: Sequence[int], against: Sequence[str], budget: float,
-    progress: Progress, where: str = "cpu",
+    progress: Progress, where: str = "cpu", dtype: str = "f32",
 ) -> None:  # fmt: skip
     """Fills ``record.models`` in about ``budget`` seconds, and what compiling takes, on a type of device."""
     rows = [(name, batch, peer) for name in names for batch in batches for peer in against]
     with torch.device(where), torch.inference_mode(), dispatch.use(fallback="raise"), device.plain_float32():
         for name, batch, peer in rows:
             try:
-                row = measure_model(name, batch, peer, budget / len(rows))
+                row = measure_model(name, batch, dtype, peer, budget / len(rows))
             except Exception as error:  # the others are worth measuring all the same
                 record.missing[f"{name}, batch {batch}, against {peer}"] = f"{FAILED}{error}"
                 continue
