@@ -28,6 +28,7 @@ SHAPES = (
     "n2c64h12w12-k64r3s3-p1",
     "n3c72h13w11-k200r3s3-p1",
     "n1c64h16w16-k64r1s1-u2",  # strides: parities that no tap meets
+    "n16c16h10w10-k16r2s2-u2-l2",
     "n2c64h15w15-k128r3s3-u2-p1",
     "n1c32h20w18-k64r5s3-u2x1-p2x0x1x3-l1x2",  # rows and columns told apart
     "n2c64h12w12-k64r3s3-p1-xs72-ys80",  # pixel strides
