@@ -83,7 +83,8 @@ def convert(
     """Moves the 2-D convolutions of ``model`` to cnnkern's kernels, in place, and their weights to channels_last.
 
     A layer that is not exactly an nn.Conv2d (a subclass, a parametrized, lazy, transposed, 1-D or 3-D one) is left as
-    it is, and the report says why. Nothing is cloned or wrapped.
+    it is, and the report says why. Nothing is cloned or wrapped. What knows layers by their class, as
+    torch.ao.quantization does, takes a converted one for a stranger: :func:`revert` first.
 
     Args:
         model: any module; it may itself be an nn.Conv2d.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
@@ -35,6 +36,7 @@ class KernelName(NamedTuple):
     isa: str
 
     @classmethod
+    @functools.cache  # a choice among kernels reads all their names
     def parse(cls, name: str) -> KernelName:
         """Reads a name; raises ValueError if it is not one under the grammar."""
         match = _NAME.fullmatch(name)
