@@ -38,9 +38,19 @@ inline Split split(int64_t m, int64_t n, int64_t k, int64_t products, const Gemm
   return {range, ceil_div(k, range)};
 }
 
-// Of wgrad's slices, in bytes; one range needs none.
-inline int64_t slices_bytes(const ConvProblem& p, const Split& split) {
-  return split.ranges == 1 ? 0 : split.ranges * p.k * p.r * p.s * p.c_per_group() * int64_t{sizeof(float)};
+// The same where tiles are many as a rule, as those of pixels are: k is split only where they leave half of the
+// multiprocessors without work.
+inline Split split_of_few(int64_t m, int64_t n, int64_t k, int64_t products, const GemmTile& tile) {
+  const int64_t tiles = ceil_div(m, tile.block_m) * ceil_div(n, tile.block_n) * products;
+  return 2 * tiles > kMultiprocessors ? Split{k, 1} : split(m, n, k, products, tile);
+}
+
+// Of the slices of a result, in bytes; one range needs none.
+inline int64_t slices_bytes(int64_t elements, const Split& split) {
+  return split.ranges == 1 ? 0 : split.ranges * elements * int64_t{sizeof(float)};
+}
+inline int64_t slices_bytes(const ConvProblem& p, const Split& split) {  // of wgrad
+  return slices_bytes(p.k * p.r * p.s * p.c_per_group(), split);
 }
 
 }  // namespace cnnkern::cuda

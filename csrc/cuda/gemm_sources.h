@@ -29,6 +29,14 @@ template <int kStep> struct TapCursor {
   const int offset, offset_h, offset_w;  // elements of w: of the first tap, and from tap to tap
   int r = 0, s = 0;
 
+  // Past the first `steps`, of which there are more.
+  __device__ void skip(int steps) {
+    const int of_tap = (end + kStep - 1) / kStep, tap = steps / of_tap;
+    k = steps % of_tap * kStep;
+    r = tap / taps_w;
+    s = tap % taps_w;
+  }
+
   __device__ int filter_offset() const { return offset + r * offset_h + s * offset_w; }
   __device__ void next() {
     k += kStep;

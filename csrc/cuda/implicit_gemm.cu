@@ -13,6 +13,11 @@
 // other have the same pixels, read from memory once and then from L2, as w is: first all tiles of maps, then all
 // lattices.
 //
+// Where tiles of 64 pixels leave half of the multiprocessors without work (7x7 pixels at batch 1), the steps of gemm_k are
+// split over the grid as well: a block writes its sums to its range's slice of the workspace in float, and slices.cu adds
+// the slices in order and applies the epilogue. ResNet's 3x3 with 512 maps on 7x7 at batch 1, in bf16: 8 tiles of 72 steps
+// become 72 blocks of 8, and 9 slices of 100 KB.
+//
 // Bound: 2*N*P*Q*K*R*S*C/groups flop; bytes of x, w and y once. ResNet's 3x3 with 256 maps at 14x14, N=256, in bf16:
 // 59 Gflop and 53 MB, on an H200 75 us at 790 TFLOP/s against 12 us at 4.3 TB/s. mma.sync reaches about 0.6 of wgmma's
 // rate there, so 125 us are expected; in TF32 250 us, on CUDA cores (67 TFLOP/s) 0.9 ms.
@@ -24,6 +29,7 @@
 #include "gemm_statistics.h"
 #include "gemm_variants.h"
 #include "kernel_list.h"
+#include "slices.h"
 
 namespace cnnkern::cuda {
 namespace {
@@ -35,6 +41,9 @@ template <class T> struct Params {
   Affine<T> prologue;
   FusedEpilogue<T> epilogue;
   Statistics statistics;
+  float* sums = nullptr;  // where k is split: [ranges][pixels of out][all maps]
+  int64_t slice = 0;      // elements
+  int range = 0;          // steps
   int64_t filter_stride;  // elements from k to k of w
   int in_stride, out_stride, in_h, in_w, out_h, out_w;
   int in_maps, out_maps;  // of a group
@@ -42,11 +51,13 @@ template <class T> struct Params {
   int increment_h, increment_w;  // dgrad_axis's tap_increment
   int points;                    // of the largest lattice, that of residue 0; the others leave some out
   Divider rows, columns;         // of that lattice in one image
-  Divider tiles_n, residues_w, residues_h, tiles_m;
+  Divider tiles_n, residues_w, residues_h, tiles_m, groups;
 };
 
 template <class T, Direction kDirection, int kIndex>
 using ProductOf = Gemm<T, kGemmVariants<T>[kIndex], Major::k, kDirection == Direction::fprop ? Major::k : Major::mn>;
+
+constexpr bool splits(const GemmTile& tile) { return tile.block_m <= 64; }
 
 template <class T, Direction kDirection, int kIndex>
 __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemmVariants<T>[kIndex].tile.resident)
@@ -58,7 +69,7 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemm
   int rest = static_cast<int>(blockIdx.x);
   const int n0 = o.tiles_n.split(rest) * kTile.block_n;
   const int residue_w = o.residues_w.split(rest), residue_h = o.residues_h.split(rest);
-  const int m0 = o.tiles_m.split(rest) * kTile.block_m, group = rest;
+  const int m0 = o.tiles_m.split(rest) * kTile.block_m, group = o.groups.split(rest), range = rest;
   const LatticeAxis h = kForward ? fprop_axis(o.r, o.pad_top, o.stride_h, o.dilation_h)
                                  : dgrad_axis(residue_h, o.r, o.pad_top, o.stride_h, o.dilation_h, o.increment_h);
   const LatticeAxis w = kForward ? fprop_axis(o.s, o.pad_left, o.stride_w, o.dilation_w)
@@ -68,12 +79,19 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemm
       o.in, o.in_stride, o.in_h, o.in_w, h, w, o.rows, o.columns, m0, o.points, group * o.in_maps, o.prologue,
       [](int i) { return Product::template Rows<typename Product::TileA>::row(i); });
   const int maps = kForward ? o.in_maps : o.out_maps;  // of a filter's tap
-  const TapCursor<kTile.block_k> cursor{.end = o.in_maps,
-                                        .taps_w = w.taps,
-                                        .offset = (h.first_tap * o.s + w.first_tap) * maps,
-                                        .offset_h = h.tap_increment * o.s * maps,
-                                        .offset_w = w.tap_increment * maps};
-  const int steps = h.taps * w.taps * ((o.in_maps + kTile.block_k - 1) / kTile.block_k);
+  TapCursor<kTile.block_k> cursor{.end = o.in_maps,
+                                  .taps_w = w.taps,
+                                  .offset = (h.first_tap * o.s + w.first_tap) * maps,
+                                  .offset_h = h.tap_increment * o.s * maps,
+                                  .offset_w = w.tap_increment * maps};
+  int steps = h.taps * w.taps * ((o.in_maps + kTile.block_k - 1) / kTile.block_k);
+  if constexpr (splits(kTile)) {
+    if (o.sums) {
+      const int before = range * o.range;
+      if (before < steps) cursor.skip(before);
+      steps = std::clamp(steps - before, 0, o.range);
+    }
+  }
   typename Product::Sums sums;
   if constexpr (kForward) {
     const int first = group * o.out_maps + n0;
@@ -93,6 +111,9 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemm
     if (out_h >= o.out_h || out_w >= o.out_w) return;
     const int64_t pixel = (int64_t{image} * o.out_h + out_h) * o.out_w + out_w;
     const int map = group * o.out_maps + n0 + column;
+    if constexpr (splits(kTile)) {
+      if (o.sums) return store_floats(o.sums + (range * o.slice + pixel * o.out_maps * o.groups.divisor() + map), some);
+    }
     T* const to = o.out + pixel * o.out_stride + map;
     if constexpr (kForward) store_vector<kVector>(to, o.epilogue(some, pixel, map));
     else store_vector<kVector>(to, FusedEpilogue<T>{}(some, pixel, map));
@@ -103,13 +124,40 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemm
   }
 }
 
-// The size of the product of each group and residue.
-struct Size { int64_t rows, columns, points, maps, residues_h, residues_w; };
+// The size of the product of each group and residue; of k, in steps of a tile, that of the residue with most taps.
+struct Size {
+  int64_t rows, columns, points, maps, residues_h, residues_w;
+  int64_t taps, in_maps;
+
+  int64_t products(const ConvProblem& p) const { return p.groups * residues_h * residues_w; }
+  int64_t steps(const GemmTile& tile) const { return taps * ceil_div(in_maps, tile.block_k); }
+};
+
+// dgrad_axis's tap_increment
+int64_t increment(int64_t stride, int64_t dilation) { return stride / std::gcd(stride, dilation); }
 
 Size size_of(const ConvProblem& p) {
-  if (p.direction == Direction::fprop) return {p.p(), p.q(), p.n * p.p() * p.q(), p.k_per_group(), 1, 1};
+  if (p.direction == Direction::fprop)
+    return {p.p(), p.q(), p.n * p.p() * p.q(), p.k_per_group(), 1, 1, p.r * p.s, p.c_per_group()};
   const int64_t rows = ceil_div(p.h, p.stride_h), columns = ceil_div(p.w, p.stride_w);
-  return {rows, columns, p.n * rows * columns, p.c_per_group(), std::min(p.stride_h, p.h), std::min(p.stride_w, p.w)};
+  const int64_t taps =
+      ceil_div(p.r, increment(p.stride_h, p.dilation_h)) * ceil_div(p.s, increment(p.stride_w, p.dilation_w));
+  return {
+      rows, columns,        p.n * rows * columns, p.c_per_group(), std::min(p.stride_h, p.h), std::min(p.stride_w, p.w),
+      taps, p.k_per_group()};
+}
+
+// How the steps of k are split.
+Split split_of(const ConvProblem& p, const GemmTile& tile) {
+  const Size size = size_of(p);
+  const int64_t steps = size.steps(tile);
+  if (!splits(tile)) return {steps, 1};
+  const Split k = split_of_few(size.points, size.maps, steps * tile.block_k, size.products(p), tile);
+  return {ceil_div(k.range, tile.block_k), k.ranges};
+}
+
+int64_t elements_written(const ConvProblem& p) {
+  return p.direction == Direction::fprop ? p.n * p.p() * p.q() * p.k : p.n * p.h * p.w * p.c;
 }
 
 template <class T, int kIndex> std::string why_not(const ConvProblem& p, const Flags& flags) {
@@ -119,7 +167,9 @@ template <class T, int kIndex> std::string why_not(const ConvProblem& p, const F
 template <class T, int kIndex> std::string rather_not(const ConvProblem& p) {
   const Size size = size_of(p);
   return rather_not_variant<T>(kIndex, [&](const GemmTile& tile) {
-    return expected_time(tile, size.points, size.maps, p.groups * size.residues_h * size.residues_w);
+    const Split split = split_of(p, tile);
+    return expected_time(tile, size.points, size.maps, size.products(p) * split.ranges) *
+           static_cast<double>(split.range * tile.block_k);
   });
 }
 
@@ -150,13 +200,14 @@ template <class T> Params<T> params_of(const ConvProblem& p, const Operands& ope
           .pad_left = narrow(p.pad_left),
           .dilation_h = narrow(p.dilation_h),
           .dilation_w = narrow(p.dilation_w),
-          .increment_h = narrow(p.stride_h / std::gcd(p.stride_h, p.dilation_h)),
-          .increment_w = narrow(p.stride_w / std::gcd(p.stride_w, p.dilation_w)),
+          .increment_h = narrow(increment(p.stride_h, p.dilation_h)),
+          .increment_w = narrow(increment(p.stride_w, p.dilation_w)),
           .points = narrow(size.points),
           .rows = Divider(size.rows),
           .columns = Divider(size.columns),
           .residues_w = Divider(size.residues_w),
-          .residues_h = Divider(size.residues_h)};
+          .residues_h = Divider(size.residues_h),
+          .groups = Divider(p.groups)};
 }
 
 template <class T, Direction kDirection, int kIndex> void run(const Operands& operands, const Call& call) {
@@ -165,23 +216,44 @@ template <class T, Direction kDirection, int kIndex> void run(const Operands& op
   const ConvProblem& p = call.problem;
   const Size size = size_of(p);
   const int64_t tiles_m = ceil_div(size.points, kTile.block_m), tiles_n = ceil_div(size.maps, kTile.block_n);
+  const Split split = split_of(p, kTile);
   Params<T> o = params_of<T>(p, operands);
   o.tiles_m = Divider(tiles_m);
   o.tiles_n = Divider(tiles_n);
-  const Grid grid{.x = tiles_m * tiles_n * size.residues_h * size.residues_w * p.groups,
+  if (split.ranges > 1) {
+    o.sums = static_cast<float*>(operands.workspace);
+    o.slice = elements_written(p);
+    o.range = static_cast<int>(split.range);
+  }
+  const Grid grid{.x = tiles_m * tiles_n * size.products(p) * split.ranges,
                   .threads = kTile.threads(),
                   .shared_bytes = Product::kSharedBytes};
   launch(implicit_gemm<T, kDirection, kIndex>, grid, o, call);
+  if (split.ranges == 1) return;
+  const int64_t maps = size.maps * p.groups;
+  add_slices<T>({.from = o.sums,
+                 .how_many = split.ranges,
+                 .rows = o.slice / maps,
+                 .columns = maps,
+                 .to = o.out,
+                 .stride = o.out_stride,
+                 .epilogue = kDirection == Direction::fprop ? o.epilogue : FusedEpilogue<T>{}},
+                call);
+}
+
+template <class T, int kIndex> int64_t workspace_bytes(const ConvProblem& p) {
+  return slices_bytes(elements_written(p), split_of(p, kGemmVariants<T>[kIndex].tile));
 }
 
 template <class T, int kIndex> int64_t partials(const ConvProblem& p) {
-  return ceil_div(size_of(p).points, kGemmVariants<T>[kIndex].tile.block_m);
+  constexpr GemmTile kTile = kGemmVariants<T>[kIndex].tile;
+  return split_of(p, kTile).ranges == 1 ? ceil_div(size_of(p).points, kTile.block_m) : 0;
 }
 
 template <class T, Direction kDirection> void append(KernelList& list) {
   for_each_variant<T>([&]<int kIndex>() {
     list.push_back({kernel_name("implicit_gemm", kDirection, kDTypeOf<T>, tile_text(kGemmVariants<T>[kIndex])),
-                    why_not<T, kIndex>, rather_not<T, kIndex>, nullptr, run<T, kDirection, kIndex>,
+                    why_not<T, kIndex>, rather_not<T, kIndex>, workspace_bytes<T, kIndex>, run<T, kDirection, kIndex>,
                     kDirection == Direction::fprop ? partials<T, kIndex> : nullptr});
   });
 }

@@ -156,6 +156,45 @@ def test_gradients_on_the_packages_kernels_alone(backend):
 
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS["cuda"])
+@pytest.mark.parametrize("groups", [1, 16])
+def test_a_batch_normalised_layer_in_training(groups, backend):
+    """Value, gradients and running statistics; a convolution that leaves statistics, and one that does not."""
+    block = cnnkern.ConvBNReLU2d(16, 32, 3, 2, 1, groups=groups, device="cuda")
+    x = torch.randn(4, 16, 15, 15, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
+    weight, wide = block.conv.weight.detach().double().requires_grad_(), x.detach().double().requires_grad_()
+    mean, var = torch.zeros(32, device="cuda").double(), torch.ones(32, device="cuda").double()
+    truth = F.batch_norm(F.conv2d(wide, weight, None, 2, 1, 1, groups), mean, var, training=True).relu()
+    with cnnkern.use(backend, fallback="raise"):
+        y = block(x)
+    assert y.grad_fn.name() == "_ConvBNActBackward"
+    found = (
+        y,
+        *torch.autograd.grad(y.square().sum(), (x, block.conv.weight)),
+        block.bn.running_mean,
+        block.bn.running_var,
+    )
+    wanted = (truth, *torch.autograd.grad(truth.square().sum(), (wide, weight)), mean, var)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2e-3, atol=2e-3 * other.abs().max().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("taps", "stride", "padding", "pool_padding"), [(7, 2, 3, 1), (11, 4, 2, 0), (3, 2, 1, 1)])
+def test_a_stem_with_its_pooling(taps, stride, padding, pool_padding, dtype):
+    """The same bits as from convolution and pooling one after the other."""
+    x = torch.randint(-2, 3, (3, 3, 224, 224), device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
+    w = torch.randint(-1, 2, (64, 3, taps, taps), device="cuda", dtype=dtype)
+    scale, shift = torch.rand(64, device="cuda"), torch.randn(64, device="cuda")
+    how = {"scale": scale, "shift": shift, "activation": "relu"}
+    with cnnkern.use("cuda", fallback="raise"):
+        y = cnnkern.functional.conv2d_max_pool2d(
+            x, w, None, stride, padding, pool_size=3, pool_stride=2, pool_padding=pool_padding, **how
+        )
+        z = cnnkern.functional.fused_conv2d(x, w, None, stride, padding, **how)
+    assert torch.equal(y, F.max_pool2d(z, 3, 2, pool_padding))
+
+
+@pytest.mark.parametrize("backend", OWN_BACKENDS["cuda"])
 @pytest.mark.parametrize("problem", ["n33c64h1024w1024-k16r3s3-p1", "n33c64h1024w1024-k64r3s3-p1-g64"])
 def test_more_than_2_31_elements(problem, backend):
     p = ConvProblem.parse(f"fprop-bf16-{problem}")
