@@ -65,6 +65,7 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemm
   constexpr bool kForward = kDirection == Direction::fprop;
   using Product = ProductOf<T, kDirection, kIndex>;
   constexpr GemmTile kTile = Product::kTile;
+  constexpr bool kSplits = splits(kTile);
 
   int rest = static_cast<int>(blockIdx.x);
   const int n0 = o.tiles_n.split(rest) * kTile.block_n;
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemm
                                   .offset_h = h.tap_increment * o.s * maps,
                                   .offset_w = w.tap_increment * maps};
   int steps = h.taps * w.taps * ((o.in_maps + kTile.block_k - 1) / kTile.block_k);
-  if constexpr (splits(kTile)) {
+  if constexpr (kSplits) {
     if (o.sums) {
       const int before = range * o.range;
       if (before < steps) cursor.skip(before);
@@ -111,7 +112,7 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemm
     if (out_h >= o.out_h || out_w >= o.out_w) return;
     const int64_t pixel = (int64_t{image} * o.out_h + out_h) * o.out_w + out_w;
     const int map = group * o.out_maps + n0 + column;
-    if constexpr (splits(kTile)) {
+    if constexpr (kSplits) {
       if (o.sums) return store_floats(o.sums + (range * o.slice + pixel * o.out_maps * o.groups.divisor() + map), some);
     }
     T* const to = o.out + pixel * o.out_stride + map;
