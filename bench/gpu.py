@@ -87,6 +87,7 @@ def run(stage: Stage, out: Path, again: bool) -> bool:
         return True
     command = [*stage.under, sys.executable, *(part.format(out=out) for part in stage.command)]
     own = {name: value.format(out=out) for name, value in stage.environment.items()}
+    own |= {"OMP_NUM_THREADS": "1"} if stage.sharded else {}
     environment = os.environ | {"COLUMNS": "160"} | own  # so that pytest says what failed
     click.echo(f"{stage.name}: {stage.purpose}")
     start = time.monotonic()
