@@ -21,5 +21,4 @@ def test_the_table_of_kernels_is_that_of_the_lists() -> None:
 
 
 def test_the_layer_table_is_what_the_command_prints() -> None:
-    pytest.importorskip("cnnkern.models", reason="the table is that of a model by name")
     assert f"```\n{cnnkern.summary('alexnet')}\n```" in README

@@ -125,7 +125,6 @@ def test_vgg16_without_biases():
 def test_vgg16_against_alexnet():
     large, small = summary_of("vgg16"), summary_of("alexnet")
     assert (round(large.parameters / 1e6), round(large.parameters / small.parameters, 1)) == (138, 2.3)
-    assert [round(of.total("conv", "fc").flops / 1e9, 3) for of in (large, small)] == [15.470, 0.714]
 
 
 def test_vgg16_costs_the_same_in_each_stage():

@@ -57,7 +57,8 @@ def test_checks_by_command():
 
 
 def test_search_by_command():
-    code, output = run("train", "lenet5", "--search", 2, "--size", 16, "--epochs", 1, "--batch", 512)
+    small = ["--size", 16, "--epochs", 1, "--batch", 512, "--option", "activation=maxout"]
+    code, output = run("train", "lenet5", "--search", 2, *small)
     assert code == 0
     *trials, best = output.splitlines()
     assert len(trials) == 2

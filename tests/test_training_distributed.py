@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from cnnkern import models
+from cnnkern.training import distributed
 from cnnkern.training.model_parallel import Gather, split
 from cnnkern.training.sync_batch_norm import merge
 
@@ -75,6 +76,15 @@ def test_the_loss_curve_is_that_of_one_process(script, results):
 def test_a_run_of_two_processes_goes_on_bit_for_bit(results):
     for (_, weights, _), resumed in zip(results("training"), results("resumed"), strict=True):
         assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+def test_a_network_that_draws_its_layers_is_for_one_process(monkeypatch):
+    with torch.device("meta"):
+        model = models.create("fractalnet20")
+        assert distributed.parallel(model) is model
+        monkeypatch.setattr(distributed, "world_size", lambda: 2)
+        with pytest.raises(ValueError, match="with drop_path=0 and global_drop_path=0"):
+            distributed.parallel(model)
 
 
 def test_the_model_of_alexnet_is_halved():

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from cnnkern.models.fractalnet import FractalNet
 from cnnkern.training.sync_batch_norm import convert_sync_batch_norm
 
 
@@ -55,10 +56,12 @@ def parallel(model: nn.Module) -> nn.Module:
     """The model as this process's part of a run: itself where there is one process.
 
     Its batch normalisation is converted in place, and the weights become those of rank 0. All processes have to run the
-    same layers: a network that draws which of them run, like FractalNet with drop-path, is for one process.
+    same layers: ValueError for a FractalNet with drop-path, which draws those that run.
     """
     if world_size() == 1:
         return model
+    if isinstance(model, FractalNet) and (model.drop_path or model.global_drop_path):
+        raise ValueError("it draws which layers run: several processes need it with drop_path=0 and global_drop_path=0")
     return DistributedDataParallel(convert_sync_batch_norm(model))
 
 
