@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 import cnnkern
+from cnnkern import batch_norm
+from cnnkern.backends import cuda, triton
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 
@@ -374,3 +376,13 @@ def test_channel_shuffle_is_torchs(layout):
         assert torch.equal(got, expected)
     assert ours(x).stride() == x.stride()
     assert repr(ours) == repr(torchs)
+
+
+@pytest.mark.parametrize("backend", ["cuda", "triton"])
+def test_a_layer_in_training_is_its_backends(backend, monkeypatch):
+    for source in (cuda, triton):
+        monkeypatch.setattr(source, "why_missing", lambda device, source=source: f"{source.__name__} is missing")
+    with cnnkern.use(backend):
+        assert batch_norm.why_missing(torch.device("cuda")) == f"cnnkern.backends.{backend} is missing"
+    with cnnkern.use("vendor"):
+        assert batch_norm.why_missing(torch.device("cuda")) == "the backend is vendor"
