@@ -39,6 +39,7 @@ SHAPES = (
     "n1c8h5w7-k8r3s3-p1",  # dense, the least that vectors can have
     "n3c64h6w5-k40r1s1",  # pointwise
     "n1c136h5w5-k72r1s1",
+    "n1c648h3w2-k40r1s1",  # few pixels and a long sum, which is split
     "n2c16h5w3-k16r1s1-ys24",
     "n2c32h7w9-k64r1s1-u2",  # with a stride
     "n2c40h9w8-k72r3s3-p1",  # tiles and a tail of maps

@@ -7,18 +7,18 @@
 //             dz = A g + B u + C,  A = scale,  B = -scale / (var + eps) * (sum g u) / n,  C = -scale * (sum g) / n
 //
 // (mean passes on the sum of scale * g, u's own sum being zero; var, whose derivative is 2 u / n, that of g u times
-// gamma * d(rstd)/d(var) = -scale / (var + eps) / 2.) The mean is subtracted before anything is multiplied: that keeps the
-// digits that scale * z + shift loses where the mean is large against sigma. v is computed anew from z, so that nothing
-// but z and the residual is kept.
+// gamma * d(rstd)/d(var) = -scale / (var + eps) / 2.) The mean is subtracted before anything is multiplied: that keeps
+// the digits that scale * z + shift loses where the mean is large against sigma. v is computed anew from z, so that
+// nothing but z and the residual is kept.
 //
 // z, y, dz: [pixels][maps]; dy and residual with a pixel stride. A thread has one vector of maps (16 bytes where
-// everything lies so, else one map), whose coefficients stay in registers, and every nth pixel of its block's range. Of a
-// map's two sums a block leaves its part in the workspace, [ranges][2][maps], and one block for 32 maps adds them in order
-// and works out B and C: the same bits from every run.
+// everything lies so, else one map), whose coefficients stay in registers, and every nth pixel of its block's range. Of
+// a map's two sums a block leaves its part in the workspace, [ranges][2][maps], and one block for 32 maps adds them in
+// order and works out B and C: the same bits from every run.
 //
-// Bound: bytes. In bf16 the forward pass moves 4 an element, the backward 4 for the sums and 6 for dz, a residual 2 more
-// in each and 2 for its gradient: ResNet's 64 maps of 56x56 pixels at N = 256, 51 million elements, on an H200 (4.3 TB/s)
-// 48 us forward and 119 us backward.
+// Bound: bytes. In bf16 the forward pass moves 4 an element, the backward 4 for the sums and 6 for dz, a residual 2
+// more in each and 2 for its gradient: ResNet's 64 maps of 56x56 pixels at N = 256, 51 million elements, on an H200
+// (4.3 TB/s) 48 us forward and 119 us backward.
 #include <primitives/launcher.h>
 
 #include "moments.h"

@@ -3,13 +3,14 @@
 //   partials [partials][3][maps]  of pixels that follow each other: count, mean, M2 (moments.h), in float
 //   moments [4][maps]             mean, var = M2 / count, scale = gamma / sqrt(var + eps), shift = beta - mean * scale
 //
-// A convolution leaves partials in its epilogue, of the values that it writes, so that z is not read again for them; for
-// one that leaves none `batch_statistics` reads z: a thread takes in its maps of every nth pixel of a range (Welford), and
-// a block merges its threads'. `batch_moments` merges partials, 512 of 32 maps in a block, until that is one; the last
-// block works out the moments and moves the running statistics. The order is fixed: the same bits from every run.
+// A convolution leaves partials in its epilogue, of the values that it writes, so that z is not read again for them;
+// for one that leaves none `batch_statistics` reads z: a thread takes in its maps of every nth pixel of a range
+// (Welford), and a block merges its threads'. `batch_moments` merges partials, 512 of 32 maps in a block, until that is
+// one; the last block works out the moments and moves the running statistics. The order is fixed: the same bits from
+// every run.
 //
-// Bound: bytes. z of 56x56 pixels with 64 maps, N=256, in bf16 is 103 MB: 24 us on an H200 at 4.3 TB/s where z is read. Of
-// 128 pixels a partial is 12 bytes for 256 of z: 5 MB, 2 us and two launches.
+// Bound: bytes. z of 56x56 pixels with 64 maps, N=256, in bf16 is 103 MB: 24 us on an H200 at 4.3 TB/s where z is read.
+// Of 128 pixels a partial is 12 bytes for 256 of z: 5 MB, 2 us and two launches.
 #include <primitives/launcher.h>
 
 #include "moments.h"

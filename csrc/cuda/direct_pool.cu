@@ -1,18 +1,18 @@
-// A stem and its max pooling in one kernel: fprop for few input maps on tensor cores (direct.cu), 3x3/2 windows of whose
-// result are reduced in shared memory, so that the result itself never goes to memory.
+// A stem and its max pooling in one kernel: fprop for few input maps on tensor cores (direct.cu), 3x3/2 windows of
+// whose result are reduced in shared memory, so that the result itself never goes to memory.
 //
 //   z[n,p,q,k] = act(scale[k] * sum over r,s,c of x[n, p*u - pad + r, q*u - pad + s, c] * w[k,r,s,c] + shift[k])
 //   y[n,i,j,k] = max over a, b < 3 of z[n, 2 i - pool_pad + a, 2 j - pool_pad + b, k], NaN being the largest
 //
-// x: NHWC with a pixel stride, at most 4 maps; w: [K][R][S][C]; y: NHWC. A block has tiles of 7 x 7 pixels of y and 32 or
-// 64 maps, and makes the 16 x 16 pixels of z that they see, of which 15 x 15 are used: a row and a column at two of a
-// tile's sides are made again by the tile beside it. z is rounded before it is compared, so y is what convolution and
+// x: NHWC with a pixel stride, at most 4 maps; w: [K][R][S][C]; y: NHWC. A block has tiles of 7 x 7 pixels of y and 32
+// or 64 maps, and makes the 16 x 16 pixels of z that they see, of which 15 x 15 are used: a row and a column at two of
+// a tile's sides are made again by the tile beside it. z is rounded before it is compared, so y is what convolution and
 // pooling give one after the other.
 //
-// Bound: x and y. ResNet's 7x7/2, 3 -> 64 maps on 224x224 pixels, N = 256, bf16: 77 MB and 103 MB, 42 us at 4.3 TB/s. The
-// products are 43 GFMA of padded gemm_k, 1.31 times that with the pixels that are made twice: 0.14 ms of 790 TFLOP/s, 0.24
-// ms at the 60% that mma.sync reaches, and 0.25 ms are predicted. Convolution (0.18 ms) and pooling (0.21 ms, half of it
-// places that only a gradient needs) take 0.39 ms.
+// Bound: x and y. ResNet's 7x7/2, 3 -> 64 maps on 224x224 pixels, N = 256, bf16: 77 MB and 103 MB, 42 us at 4.3 TB/s.
+// The products are 43 GFMA of padded gemm_k, 1.31 times that with the pixels that are made twice: 0.14 ms of 790
+// TFLOP/s, 0.24 ms at the 60% that mma.sync reaches, and 0.25 ms are predicted. Convolution (0.18 ms) and pooling (0.21
+// ms, 0.1 of them for places that only a gradient needs) take 0.39 ms.
 #include <span>
 
 #include "direct_product.h"
@@ -27,7 +27,7 @@ template <class T, class Stem> struct Tile : StemProduct<T, Stem> {
   using Product = StemProduct<T, Stem>;
   static constexpr int kPooled = (Stem::kRows - kPool) / kPoolStride + 1;  // of the tile, on either axis
   static_assert(Stem::kRows == Stem::kColumns);
-  // z in shared memory: [pixel][map], pixels 16 bytes further apart than maps need, so that 8 lanes meet all banks.
+  // z in shared memory: [pixel][map], pixels 16 bytes further apart than maps need: of 64 maps, 8 lanes meet all banks.
   static constexpr int kPitch = Stem::kMaps + kWidest<T>;
   static constexpr int kZAt = Product::kWindowAt + Product::kWindowBytes;
   static constexpr int kSharedBytes = kZAt + Stem::kRows * Stem::kColumns * kPitch * static_cast<int>(sizeof(T));

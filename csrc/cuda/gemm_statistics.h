@@ -21,12 +21,12 @@ __device__ inline float sum_of_lanes(float v) {
   return v;
 }
 
-// Of the values that are written, which are the sums rounded to T: of the tile whose first row is `first_row` of `rows`,
-// and whose first column is map `first_map`, the first of `columns`.
+// Of the values that are written, which are the sums rounded to T: of the tile whose first row is `first_row` of
+// `rows`, and whose first column is map `first_map`, the first of `columns`.
 //
 // A warp goes over the registers of its part of the tile twice, for the mean and for the deviations from it; then a
-// thread for each column merges what the warps below each other have found. The first barrier says that the slabs of the
-// sums' way to memory have been read, the second that all warps' parts are there.
+// thread for each column merges what the warps below each other have found. The first barrier says that the slabs of
+// the sums' way to memory have been read, the second that all warps' parts are there.
 template <class T, class Product>
 __device__ void store_statistics(const typename Product::Sums& sums, const Statistics& statistics, int first_row,
                                  int rows, int first_map, int columns) {

@@ -13,10 +13,10 @@
 // other have the same pixels, read from memory once and then from L2, as w is: first all tiles of maps, then all
 // lattices.
 //
-// Where tiles of 64 pixels leave half of the multiprocessors without work (7x7 pixels at batch 1), the steps of gemm_k are
-// split over the grid as well: a block writes its sums to its range's slice of the workspace in float, and slices.cu adds
-// the slices in order and applies the epilogue. ResNet's 3x3 with 512 maps on 7x7 at batch 1, in bf16: 8 tiles of 72 steps
-// become 72 blocks of 8, and 9 slices of 100 KB.
+// Where tiles of 64 pixels leave half of the multiprocessors without work (7x7 pixels at batch 1), the steps of gemm_k
+// are split over the grid as well: a block writes its sums to its range's slice of the workspace in float, and
+// slices.cu adds the slices in order and applies the epilogue. ResNet's 3x3 with 512 maps on 7x7 at batch 1, in bf16: 8
+// tiles of 72 steps become 72 blocks of 8, and 9 slices of 100 KB.
 //
 // Bound: 2*N*P*Q*K*R*S*C/groups flop; bytes of x, w and y once. ResNet's 3x3 with 256 maps at 14x14, N=256, in bf16:
 // 59 Gflop and 53 MB, on an H200 75 us at 790 TFLOP/s against 12 us at 4.3 TB/s. mma.sync reaches about 0.6 of wgmma's

@@ -253,8 +253,8 @@ template <class T, Direction kDirection, class Tile> class ImplicitGemm {
     }
   }
 
-  // Statistics of a slice, while the copy engine reads it too: who waits for the slice to be free waits for these threads.
-  // Each has one word of maps of every fourth pair of pixels, so that a warp's reads are in different banks.
+  // Statistics of a slice, while the copy engine reads it too: who waits for the slice to be free waits for these
+  // threads. Each has one word of maps of every fourth pair of pixels, so that a warp's reads are in different banks.
   __device__ void store_statistics(const Shared<T>& slice, const Place& begin) const {
     constexpr int kMaps = 4 / static_cast<int>(sizeof(T)), kPixels = Tile::kSlice / 4;  // of a thread
     const int thread = static_cast<int>(threadIdx.x) % kWarpgroup, lane = thread % 32, part = lane / 8;

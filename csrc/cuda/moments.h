@@ -1,8 +1,9 @@
 // Statistics of maps over pixels, and how those of parts become those of the whole.
 //
 // M2 is the sum of squared deviations from the mean. A sum of squares would be without digits of the variance where the
-// mean is large: at mean 100 and sigma 0.05 all of them. So parts are merged around their means (Chan, Golub and LeVeque,
-// "Updating formulae and a pairwise algorithm for computing sample variances", 1979), always in the same order.
+// mean is large: at mean 100 and sigma 0.05 all of them. So parts are merged around their means (Chan, Golub and
+// LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979), always in the same
+// order.
 #pragma once
 
 #include <primitives/shared.h>
@@ -38,8 +39,9 @@ __device__ inline void store_moments(float* to, int64_t maps, const Moments& mom
   to[2 * maps] = moments.m2;
 }
 
-// Merges the values of all rows of a block's threads [rows][lanes] into row 0's, the upper half into the lower until one
-// is left. By all threads of the block; row >= rows: one without a value. Takes rows * lanes values of shared memory.
+// Merges the values of all rows of a block's threads [rows][lanes] into row 0's, the upper half into the lower until
+// one is left. By all threads of the block; row >= rows: one without a value. Takes rows * lanes values of shared
+// memory.
 //
 // One barrier a step: it makes the upper half known. What the next step puts there lies below what this one reads.
 template <class Value> __device__ void merge_rows(Value& own, int row, int rows, int lane, int lanes) {

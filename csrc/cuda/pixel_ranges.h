@@ -1,5 +1,5 @@
-// Blocks of threads over ranges of pixels x maps, for kernels in which what belongs to a map stays in registers: a thread
-// has one vector of maps and every nth pixel of its block's range, neighbouring threads have neighbouring maps.
+// Blocks of threads over ranges of pixels x maps, for kernels in which what belongs to a map stays in registers: a
+// thread has one vector of maps and every nth pixel of its block's range, neighbouring threads have neighbouring maps.
 #pragma once
 
 #include <primitives/divide.h>

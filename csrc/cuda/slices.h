@@ -1,5 +1,5 @@
-// Sums that are split over blocks: each block writes its part to a float slice of the workspace, and the slices are added
-// in order. No atomics: every run gives the same bits.
+// Sums that are split over blocks: each block writes its part to a float slice of the workspace, and the slices are
+// added in order. No atomics: every run gives the same bits.
 #pragma once
 
 #include <primitives/epilogue.h>

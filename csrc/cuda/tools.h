@@ -46,8 +46,9 @@ int64_t global_avg_pool2d_workspace_bytes(int64_t n, int64_t pixels, int64_t c);
 void global_avg_pool2d(DType dtype, int64_t n, int64_t pixels, int64_t c, const void* x, int64_t x_pixel_stride,
                        void* y, void* workspace, const Call& call);
 
-// A batch-normalised layer in training (batch_norm.cu has its formulas): z, what is added to it, and what is done to each
-// of its maps over all pixels. z is dense and aligned to 16 bytes; a null gamma is 1, a null beta and residual are 0.
+// A batch-normalised layer in training (batch_norm.cu has its formulas): z, what is added to it, and what is done to
+// each of its maps over all pixels. z is dense and aligned to 16 bytes; a null gamma is 1, a null beta and residual are
+// 0.
 struct BatchNorm {
   DType dtype = DType::f32;  // of z, residual, y and their gradients: f32, bf16 or f16
   int64_t pixels = 1, maps = 1;
