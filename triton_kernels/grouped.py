@@ -35,7 +35,7 @@ from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.depthwise import in_units
 from cnnkern.triton_kernels.fused import epilogue, write
 from cnnkern.triton_kernels.grouped_sweep import diagonal_sum, sweep, swept
-from cnnkern.triton_kernels.implicit_gemm import dgrad_launches, fprop_launches
+from cnnkern.triton_kernels.implicit_gemm import dgrad_lattices, fprop_lattices, scattering
 from cnnkern.triton_kernels.launch import Chip, Config, Launch, TritonKernel, cdiv
 
 # BLOCK_M pixels x BLOCK_N written maps x BLOCK_K read maps
@@ -133,12 +133,13 @@ def groups_together(p: ConvProblem, maps_of_y: int, maps_of_x: int) -> int:
 def _launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     """fprop and dgrad."""
     fprop = p.direction == "fprop"
+    config = scattering(config) if o.shuffle > 1 else config
     block_m, block_n, block_k = config.tile
     together = groups_together(p, *((block_n, block_k) if fprop else (block_k, block_n)))
     if swept(p, config):
         return [sweep(p, o, config, together)]
     launches = []
-    for lattice in (fprop_launches if fprop else dgrad_launches)(p, o, config):
+    for lattice in (fprop_lattices if fprop else dgrad_lattices)(p, o, config):
         depth, columns, points = (lattice.arguments[name] for name in ("depth", "columns", "points"))
         arguments = lattice.arguments | {
             "tile_depth": together * depth, "tile_columns": together * columns, "all_depth": p.groups * depth,

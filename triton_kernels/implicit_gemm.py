@@ -36,6 +36,7 @@ from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.configs import GEMM_CONFIGS, WGRAD_CONFIGS, pick_gemm, pick_wgrad, wgrad_splits
 from cnnkern.triton_kernels.fused import epilogue, prologue, write
 from cnnkern.triton_kernels.launch import Config, Launch, TritonKernel, cdiv
+from cnnkern.triton_kernels.pixels import multiple, vector_of
 from cnnkern.triton_kernels.slices import added, slices_of
 from cnnkern.triton_kernels.statistics import empty_partials, store_statistics
 
@@ -51,13 +52,24 @@ def lattice_kernel(
     in_step_h, in_step_w, off_h, off_w, tap_h, tap_w,  # input pixels: per lattice step, of the first tap, per tap
     alpha, x_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
-    SHUFFLE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    SHUFFLE: tl.constexpr, PRECISION: tl.constexpr, FPROP: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     stats=None,
 ):  # fmt: skip
     """One tile of output pixels x maps, over all taps; grid (groups x tiles,). stats: see fprop_with_statistics.
 
     The groups of a tile are neighbours: shuffled, they write every SHUFFLE-th map, and L2 puts whole lines together.
     """
+    depth, columns, x_image = multiple(depth, VECTOR), multiple(columns, VECTOR), multiple(x_image, VECTOR)
+    x_row, x_pixel, y_image = multiple(x_row, VECTOR), multiple(x_pixel, VECTOR), multiple(y_image, VECTOR)
+    y_row, y_pixel, y_start = multiple(y_row, VECTOR), multiple(y_pixel, VECTOR), multiple(y_start, VECTOR)
+    r_image, r_row, r_pixel = multiple(r_image, VECTOR), multiple(r_row, VECTOR), multiple(r_pixel, VECTOR)
+    w_start, w_group, r_start = multiple(w_start, VECTOR), multiple(w_group, VECTOR), multiple(r_start, VECTOR)
+    w_tap_h, w_tap_w = multiple(w_tap_h, VECTOR), multiple(w_tap_w, VECTOR)
+    if FPROP:
+        w_column = multiple(w_column, VECTOR)
+    else:
+        w_depth = multiple(w_depth, VECTOR)
     groups = all_columns // columns
     group = (tl.program_id(0) % groups).to(tl.int64)
     tile = tl.program_id(0) // groups
@@ -172,7 +184,30 @@ def image_strides(tensor: torch.Tensor) -> tuple[int, int, int]:
     return tensor.stride(0), tensor.stride(2), tensor.stride(3)
 
 
+def scattering(config: Config) -> Config:
+    """The config with at most 32 sums to a thread: each has an address of its own, and registers for it."""
+    rows, *maps = config.tile
+    return replace(config, tile=(min(rows, 32 * 32 * config.warps // maps[0]), *maps))
+
+
 def fprop_launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+    """What computes y."""
+    return [_in_vectors(launch, p) for launch in fprop_lattices(p, o, config)]
+
+
+def dgrad_launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+    """What computes dx."""
+    return [_in_vectors(launch, p) for launch in dgrad_lattices(p, o, config)]
+
+
+def _in_vectors(launch: Launch, p: ConvProblem) -> Launch:
+    """The lattice's launch, told how many maps can be read at once."""
+    names = ("depth", "columns", *(f"{tensor}_{step}" for tensor in "xyr" for step in ("image", "row", "pixel")))
+    vector = vector_of(*(launch.arguments[name] for name in names))
+    return replace(launch, arguments={**launch.arguments, "VECTOR": vector, "FPROP": p.direction == "fprop"})
+
+
+def fprop_lattices(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     """fprop's one lattice."""
     top, left, _, _ = p.padding
     w_column, w_depth, w_row, w_col = o.w.stride()
@@ -191,7 +226,7 @@ def fprop_with_statistics(p: ConvProblem, o: Operands, config: Config) -> tuple[
     return replace(launch, arguments={**launch.arguments, "stats": stats}), stats
 
 
-def dgrad_launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
+def dgrad_lattices(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     """dgrad's lattices, one for each residue of (h, w) modulo the stride."""
     launches = []
     w_depth, w_column, w_row, w_col = o.w.stride()
@@ -240,6 +275,7 @@ def _lattice_launch(
     tap_step: tuple[int, int], taps: tuple[int, int], weights: dict[str, int],
 ) -> Launch:  # fmt: skip
     """The launch for one lattice of `size` pixels of `written`."""
+    config = scattering(config) if o.shuffle > 1 else config
     block_m, block_n, block_k = config.tile
     points, columns, depth = p.n * size[0] * size[1], written.shape[1] // p.groups, read.shape[1] // p.groups
 
