@@ -10,6 +10,7 @@
 #include "../kernel.h"
 #include "microkernels/depthwise_wgrad_tile.h"
 #include "packing.h"
+#include "pixel_lines.h"
 #include "wgrad_split.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA {
@@ -50,41 +51,59 @@ void run_wgrad_tiles(const ConvProblem& problem, const Operands& operands) {
   constexpr int64_t kFarBytes = 16 << 20;  // more than this of x and dy comes from memory
   const int64_t maps = problem.c, p_count = problem.p(), q_count = problem.q();
   const int64_t bands = (p_count + kTileRows - 1) / kTileRows;
-  const T *x = static_cast<const T*>(operands.x), *dy = static_cast<const T*>(operands.y);
+  const Axis lines{problem.h, p_count, S, U, problem.pad_top, 1, false};
+  const Pixels<T> all_x{static_cast<const T*>(operands.x), problem.x_stride()};
+  const Pixels<T> all_dy{static_cast<const T*>(operands.y), problem.y_stride()};
+  const bool copies = all_x.evict_each_other();
+  const int64_t bands_at_once =
+      copies ? std::max<int64_t>(rows_per_copy(lines, problem.w * all_x.stride * sizeof(T)) / kTileRows, 1) : bands;
   const int64_t pixels = problem.n * (problem.h * problem.w + p_count * q_count);
-  const bool far = pixels * maps * static_cast<int64_t>(sizeof(T)) > kFarBytes;
+  const bool far = !copies && pixels * maps * static_cast<int64_t>(sizeof(T)) > kFarBytes;
 
   const WgradSplit split(problem.n * bands, (maps + kLane - 1) / kLane);
   const int64_t filters = split.vectors * S * S * kLane, elements = filters + maps;  // and dbias behind them
   A* sums = zeroed_sums<A>(split, elements);
   split.run([&](int64_t chunk, int64_t band_begin, int64_t band_end, int64_t vector_begin, int64_t vector_end) {
+    const int64_t map_begin = vector_start<A>(vector_begin, maps), map_end = std::min(vector_end * kLane, maps);
     DepthwiseWgradTile<T> tile{};
-    tile.in_pixel_stride = problem.x_stride();
-    tile.in_line_stride = problem.w * problem.x_stride();
-    tile.dy_pixel_stride = problem.y_stride();
-    tile.dy_row_stride = q_count * problem.y_stride();
     tile.sums = sums + chunk * elements;
     tile.maps = maps;
     tile.vector_begin = vector_begin;
     tile.vector_end = vector_end;
-    for (int64_t band = band_begin; band < band_end; ++band) {
-      const int64_t image = band / bands, row = band % bands * kTileRows;
-      const int64_t line = row * U - problem.pad_top, rows = std::min<int64_t>(p_count - row, kTileRows);
-      tile.in = x + (image * problem.h + line) * tile.in_line_stride;
-      tile.dy = dy + (image * p_count + row) * tile.dy_row_stride;
-      tile.line_begin = static_cast<int>(std::clamp<int64_t>(-line, 0, kLines));
-      tile.line_end = static_cast<int>(std::clamp<int64_t>(problem.h - line, 0, kLines));
-      if (far && row + kTileRows < p_count) {
-        tile.ahead_in = kLines * tile.in_line_stride;
-        tile.ahead_dy = kTileRows * tile.dy_row_stride;
+    for (int64_t first_band = band_begin, last_band; first_band < band_end; first_band = last_band) {
+      const int64_t image = first_band / bands;
+      last_band = std::min({first_band + bands_at_once, (image + 1) * bands, band_end});
+      const int64_t first_row = first_band % bands * kTileRows;
+      const int64_t last_row = std::min((last_band - image * bands) * kTileRows, p_count);
+      Pixels<T> x = all_x, dy = all_dy;
+      if (copies) {
+        const auto [line, line_end] = lines_of(lines, first_row, last_row);
+        const int64_t top = image * problem.h, dy_top = image * p_count;
+        x = copy_maps(x, (top + line) * problem.w, (top + line_end) * problem.w, map_begin, map_end, Scratch::columns);
+        dy = copy_maps(dy, (dy_top + first_row) * q_count, (dy_top + last_row) * q_count, map_begin, map_end,
+                       Scratch::packed_dy);
       }
-      for (int64_t first = 0; first < q_count; first += kTilePixels) {
-        if (rows == kTileRows) run_wgrad_tile<T, S, U, kTileRows>(tile, problem, first);
-        else run_wgrad_tile<T, S, U, 1>(tile, problem, first);
+      tile.in_pixel_stride = x.stride;
+      tile.in_line_stride = problem.w * x.stride;
+      tile.dy_pixel_stride = dy.stride;
+      tile.dy_row_stride = q_count * dy.stride;
+      for (int64_t row = first_row; row < last_row; row += kTileRows) {
+        const int64_t line = row * U - problem.pad_top, rows = std::min<int64_t>(last_row - row, kTileRows);
+        tile.in = x.data + (image * problem.h + line) * tile.in_line_stride;
+        tile.dy = dy.data + (image * p_count + row) * tile.dy_row_stride;
+        tile.line_begin = static_cast<int>(std::clamp<int64_t>(-line, 0, kLines));
+        tile.line_end = static_cast<int>(std::clamp<int64_t>(problem.h - line, 0, kLines));
+        const bool ahead = far && row + kTileRows < p_count;
+        tile.ahead_in = ahead ? kLines * tile.in_line_stride : 0;
+        tile.ahead_dy = ahead ? kTileRows * tile.dy_row_stride : 0;
+        for (int64_t first = 0; first < q_count; first += kTilePixels) {
+          if (rows == kTileRows) run_wgrad_tile<T, S, U, kTileRows>(tile, problem, first);
+          else run_wgrad_tile<T, S, U, 1>(tile, problem, first);
+        }
+        for (int64_t i = 0; operands.dbias && i < rows; ++i)
+          add_bias(tile.dy + i * tile.dy_row_stride, tile.dy_pixel_stride, q_count, tile.sums + filters,
+                   vector_begin * kLane, map_end);
       }
-      for (int64_t i = 0; operands.dbias && i < rows; ++i)
-        add_bias(tile.dy + i * tile.dy_row_stride, tile.dy_pixel_stride, q_count, tile.sums + filters,
-                 vector_begin * kLane, std::min(vector_end * kLane, maps));
     }
   });
   write_depthwise<T, S * S>(split, sums, elements, maps, static_cast<T*>(operands.w));

@@ -42,27 +42,6 @@ void pack_dgrad(const T* w, int64_t maps, int64_t group, int64_t vector, acc_t<T
   }
 }
 
-// Pixels of x or y, NHWC.
-template <class T> struct Pixels {
-  const T* data;
-  int64_t stride;
-
-  // Pixels 4096 bytes apart all fall into one set of L1, which holds fewer than a tile reads.
-  bool evict_each_other() const { return stride * static_cast<int64_t>(sizeof(T)) % 4096 == 0; }
-};
-
-// The same pixels for whoever reads only maps [map_begin, map_end) of pixels [begin, end): a copy of those, with an odd
-// number of cache lines from pixel to pixel.
-template <class T>
-Pixels<T> copy_maps(Pixels<T> pixels, int64_t begin, int64_t end, int64_t map_begin, int64_t map_end, Scratch slot) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  const int64_t maps = map_end - map_begin, stride = ((maps + kLine - 1) / kLine | 1) * kLine;
-  T* copy = scratch<T>(slot, (end - begin) * stride);
-  for (int64_t i = begin; i < end; ++i)
-    std::copy_n(pixels.data + i * pixels.stride + map_begin, maps, copy + (i - begin) * stride);
-  return {copy - begin * stride - map_begin, stride};
-}
-
 // Vectors [begin, end) of maps, and the maps of their groups.
 template <class T> struct Block {
   int64_t begin, end, map_begin, map_end;
@@ -92,18 +71,6 @@ void for_each_block(int64_t begin, int64_t end, int64_t maps, int64_t group, con
     const int64_t last = std::min(begin + (i + 1) * units / blocks * unit, end);
     body(Block<T>(begin + i * units / blocks * unit, last, maps, group));
   }
-}
-
-// The input lines that output rows [begin, end) of an image read.
-inline std::pair<int64_t, int64_t> lines_of(const Axis& rows, int64_t begin, int64_t end) {
-  int64_t first = rows.in, last = 0;
-  for (int64_t row = begin; row < end; ++row) {
-    for (int64_t f = 0; f < kFilter; ++f) {
-      const int64_t line = rows.source(row, f);
-      if (line >= 0) first = std::min(first, line), last = std::max(last, line + 1);
-    }
-  }
-  return {std::min(first, last), last};
 }
 
 // Bands [band_begin, band_end) of all images' rows, for one block of vectors.

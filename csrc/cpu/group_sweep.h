@@ -10,25 +10,10 @@
 #include "../kernel.h"
 #include "microkernels/group_tile.h"
 #include "packing.h"
+#include "pixel_lines.h"
 #include "threads.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA {
-
-// One spatial axis of a sweep: which input position joins output `o` through tap `f`.
-struct Axis {
-  int64_t in, out, taps, stride, pad, dilation;
-  bool transposed;
-
-  // -1: none.
-  int64_t source(int64_t o, int64_t f) const {
-    int64_t i = transposed ? o + pad - f * dilation : o * stride - pad + f * dilation;
-    if (transposed) {
-      if (i < 0 || i % stride) return -1;
-      i /= stride;
-    }
-    return i >= 0 && i < in ? i : -1;
-  }
-};
 
 // fprop reads x and writes y; dgrad reads dy and writes dx.
 template <class In, class Out> struct Sweep {
@@ -175,7 +160,8 @@ void run_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row, int64_t v
   tile.far_out = bytes > kFarOutBytes;
   if (bytes > kFarInBytes && row + kTileRows < sweep.rows.out && tile.line_count) {
     tile.ahead_in_line = sweep.columns.in * sweep.in_stride;
-    tile.ahead_in = lines[tile.line_count - 1].in + tile.ahead_in_line;
+    const auto last = std::max_element(lines, lines + tile.line_count, [](auto& a, auto& b) { return a.in < b.in; });
+    tile.ahead_in = last->in + tile.ahead_in_line;
     tile.ahead_lines = kTransposed ? (kTileRows + U - 1) / U : kTileRows * U;
     tile.ahead_columns = kTransposed ? kTilePixels / U : kTilePixels * U;
   }
@@ -192,11 +178,30 @@ void run_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row, int64_t v
 // A depthwise S x S filter at stride U on both axes, dilation 1; at least one vector of maps.
 template <int S, int U, bool kTransposed, class In, class Out>
 void run_sweep(const Sweep<In, Out>& sweep) {
-  const int64_t bands = bands_of(sweep), vectors = (sweep.maps + kLanes<Out> - 1) / kLanes<Out>;
-  const int64_t work = kTileRows * sweep.columns.out * sweep_vector_elements<S>(sweep) / (kTransposed ? U * U : 1);
-  for_each_row(sweep.n * bands, vectors, work, [&](const Part& part) {
-    run_band<S, U, kTransposed, Values::each>(sweep, part.row / bands, part.row % bands * kTileRows, part.block_begin,
-                                              part.block_end, sweep_bytes(sweep));
+  constexpr int kLane = kLanes<Out>;
+  const int64_t bands = bands_of(sweep), vectors = (sweep.maps + kLane - 1) / kLane;
+  const Pixels<In> in{sweep.in, sweep.in_stride};
+  const bool copies = in.evict_each_other();
+  const int64_t rows = rows_per_copy(sweep.rows, sweep.columns.in * in.stride * sizeof(In));
+  const int64_t bands_at_once = copies ? std::clamp<int64_t>(rows / kTileRows, 1, bands) : 1;
+  const int64_t parts = (bands + bands_at_once - 1) / bands_at_once;  // of an image
+  const int64_t band_work = kTileRows * sweep.columns.out * sweep_vector_elements<S>(sweep) / (kTransposed ? U * U : 1);
+  for_each_row(sweep.n * parts, vectors, bands_at_once * band_work, [&](const Part& part) {
+    const int64_t image = part.row / parts, begin = part.row % parts * bands_at_once;
+    const int64_t end = std::min(begin + bands_at_once, bands);
+    Sweep<In, Out> own = sweep;
+    if (copies) {
+      const auto [line, line_end] = lines_of(sweep.rows, begin * kTileRows, std::min(end * kTileRows, sweep.rows.out));
+      const int64_t first = image * sweep.rows.in, columns = sweep.columns.in;
+      const Pixels<In> copy = copy_maps(in, (first + line) * columns, (first + line_end) * columns,
+                                        vector_start<acc_t<Out>>(part.block_begin, sweep.maps),
+                                        std::min(part.block_end * kLane, sweep.maps), Scratch::columns);
+      own.in = copy.data;
+      own.in_stride = copy.stride;
+    }
+    for (int64_t band = begin; band < end; ++band)
+      run_band<S, U, kTransposed, Values::each>(own, image, band * kTileRows, part.block_begin, part.block_end,
+                                                copies ? 0 : sweep_bytes(sweep));
   });
 }
 

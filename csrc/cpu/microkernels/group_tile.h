@@ -22,6 +22,7 @@ namespace cnnkern::cpu::CNNKERN_ISA {
 
 constexpr int kTilePixels = 7;
 constexpr int kTileRows = kRegisters >= 32 ? 2 : 1;
+constexpr int kVectorsPerLine = 64 / kVectorBytes;  // of cache
 
 // Which filter column s joins input column j of a tile to output t, known at compile time.
 //   forward (fprop):     input = output * U - pad + s
@@ -180,7 +181,7 @@ __attribute__((noinline)) void group_tile(const GroupTile<In, Out> tile, const E
     for (int l = 0; l < kTileRows; ++l)
 #pragma GCC unroll 16
       for (int j = 0; j < kTilePixels; ++j) sum[l][j] = start;
-    if (tile.ahead_in) {
+    if (tile.ahead_in && vector % kVectorsPerLine == 0) {
       for (int l = 0; l < tile.ahead_lines; ++l)
         for (int j = 0; j < tile.ahead_columns; ++j)
           __builtin_prefetch(tile.ahead_in + l * tile.ahead_in_line + j * tile.in_pixel_stride + in_map, 0, 2);
