@@ -175,7 +175,7 @@ def test_a_batch_normalised_layer_in_training(groups, backend):
     )
     wanted = (truth, *torch.autograd.grad(truth.square().sum(), (wide, weight)), mean, var)
     for one, other in zip(found, wanted, strict=True):
-        torch.testing.assert_close(one.double(), other, rtol=2e-3, atol=2e-3 * other.abs().max().item())
+        torch.testing.assert_close(one.double(), other, rtol=5e-3, atol=5e-3 * other.abs().max().item())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
