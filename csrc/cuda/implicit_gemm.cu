@@ -90,7 +90,7 @@ __global__ void __launch_bounds__(kGemmVariants<T>[kIndex].tile.threads(), kGemm
     if (o.sums) {
       const int before = range * o.range;
       if (before < steps) cursor.skip(before);
-      steps = std::clamp(steps - before, 0, o.range);
+      steps = max(0, min(steps - before, o.range));
     }
   }
   typename Product::Sums sums;
