@@ -1,6 +1,7 @@
 """Real images through real architectures: digits to train on, photographs to agree on."""
 
 import copy
+import re
 import runpy
 import time
 from pathlib import Path
@@ -8,13 +9,13 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
+from click.testing import CliRunner
 from sklearn.datasets import load_sample_image
 from torch.nn import functional as F
 
 import cnnkern
-from cnnkern import models
 from cnnkern.bench import canvas, networks
-from cnnkern.training import RECIPES, Trainer, data
+from cnnkern.cli import main
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -35,15 +36,12 @@ def test_lenet5_learns_digits():
 @pytest.mark.full
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_resnet20_learns_digits_in_five_minutes_of_two_cores(seed):
-    """As `cnnkern train resnet20` has it, without an option."""
+def test_resnet20_learns_digits_in_five_minutes_of_two_cores(seed, tmp_path):
     start = time.process_time()
-    torch.manual_seed(seed)
-    model = models.create("resnet20", num_classes=10, in_channels=1)
-    trainer = Trainer(model, data.digits(), RECIPES["digits"], seed=seed)
     with cnnkern.use(fallback="raise"):
-        trainer.fit()
-        assert trainer.test()[1] >= 0.985
+        result = CliRunner().invoke(main, ["train", "resnet20", "--seed", str(seed), "--out", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert float(re.search(r"test loss .* accuracy ([\d.]+)%", result.output)[1]) >= 98.5
     assert time.process_time() - start < 2 * 300
 
 

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from cnnkern.cli import main
 from cnnkern.training import checkpoint
+from cnnkern.training.cli import usual_size
 
 TRAIN = ["train", "lenet5", "--recipe", "polyak", "--batch", "256", "--size", "20"]
 
@@ -54,6 +55,14 @@ def test_checks_by_command():
     assert code == 0
     assert output.count("right ") == len(output.splitlines()) == 15
     assert "first loss" in output
+
+
+@pytest.mark.parametrize(
+    ("net", "source", "size"),
+    [("lenet5", "digits", 32), ("resnet20", "digits", 16), ("vgg11", "digits", 32), ("inception_v3", "folder", 299)],
+)
+def test_usual_sizes(net, source, size):
+    assert usual_size(net, source) == size
 
 
 def test_search_by_command():

@@ -55,9 +55,9 @@ def test_a_folder_of_images(tmp_path):
 
 def test_a_source_that_is_none(tmp_path):
     with pytest.raises(ValueError, match="neither 'digits' nor a folder"):
-        data.load(str(tmp_path / "missing"))
+        data.load(str(tmp_path / "missing"), size=16)
     with pytest.raises(ValueError, match="has 0 images"):
-        data.load(str(tmp_path))
+        data.load(str(tmp_path), size=16)
 
 
 def positions(images, windows):

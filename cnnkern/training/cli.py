@@ -25,6 +25,7 @@ from cnnkern.training.recipes import RECIPES
 from cnnkern.training.trainer import Trainer
 
 CHECKED = 4  # images whose gradients are checked
+DIGITS_SIDE = 16  # of the digits, 8x8 pixels, for a network that was made for other images and takes so small ones
 
 
 class Setting(click.ParamType):
@@ -53,7 +54,7 @@ class Setting(click.ParamType):
 @click.option("--weight-decay", type=float, help="In place of the recipe's.")
 @click.option("--option", "options", type=Setting(), multiple=True, help="Of NET, for example drop_path=0.2.")
 @click.option(
-    "--size", type=click.IntRange(1), help="Side of the network's input; default: 32 (digits), 224 (a folder)."
+    "--size", type=click.IntRange(1), help="Side of the network's input; default: what NET is for; of digits, few."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of weights, order and augmentation.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("cnnkern-train"), show_default=True)
@@ -77,7 +78,7 @@ def train(
     with distributed.process_group() as device, _errors_shown():
         recipe = replace(RECIPES[name], **{field: value for field, value in changes.items() if value is not None})
         console = Console(quiet=distributed.rank() > 0)
-        data = datasets.load(source, size, recipe.resize)
+        data = datasets.load(source, size or usual_size(net, source), recipe.resize)
         build = partial(network, net, data, dict(options))
         if trials:
             return run_search(build, data, recipe, trials, seed, device, console)
@@ -94,6 +95,15 @@ def train(
         fit(trainer, recipe, console)
         loss, accuracy = trainer.test()
         console.print(f"test loss {loss:.4f}, accuracy {accuracy:.2%}; curves in {out / 'curves.svg'}")
+
+
+def usual_size(net: str, source: str) -> int:
+    """The side of the images that NET was published for; of the digits, for a NET of colour images, fewer pixels."""
+    from cnnkern import models
+
+    facts = models.entry(net)
+    channels, side, _ = facts.input_size
+    return max(DIGITS_SIDE, facts.smallest) if source == "digits" and channels > 1 else side
 
 
 def network(name: str, data: Data, options: dict[str, Any]) -> nn.Module:

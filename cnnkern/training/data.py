@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,20 +99,16 @@ def folder(path: Path, size: int = 224, resize: float = 1.0, workers: int = 2) -
     return _split(images, images.classes, size, workers)
 
 
-def load(name: str, size: int | None = None, resize: float = 1.0) -> Data:
-    """``digits``, or the folder of that name.
+def load(name: str, size: int, resize: float = 1.0) -> Data:
+    """The digits, if ``name`` is "digits", or the folder of that name, for a network's input of ``size``.
 
-    Args:
-        name: "digits" or a path.
-        size: of the network's input; None for 32 (digits) and 224 (a folder).
-        resize: the images' side as a multiple of ``size``.
+    ``resize`` is the images' side as a multiple of ``size``.
     """
-    sized: dict[str, Any] = {} if size is None else {"size": size}
     if name == "digits":
-        return digits(**sized, resize=resize)
+        return digits(size, resize)
     if not Path(name).is_dir():
         raise ValueError(f"{name!r} is neither 'digits' nor a folder")
-    return folder(Path(name), **sized, resize=resize)
+    return folder(Path(name), size, resize)
 
 
 def with_mean_image(data: Data) -> Data:
