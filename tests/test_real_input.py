@@ -38,8 +38,9 @@ def test_lenet5_learns_digits():
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_resnet20_learns_digits_in_five_minutes_of_two_cores(seed, tmp_path):
     start = time.process_time()
+    command = ["train", "resnet20", "--recipe", "snapshots", "--seed", str(seed), "--out", str(tmp_path)]
     with cnnkern.use(fallback="raise"):
-        result = CliRunner().invoke(main, ["train", "resnet20", "--seed", str(seed), "--out", str(tmp_path)])
+        result = CliRunner().invoke(main, command)
     assert result.exit_code == 0, result.output
     assert float(re.search(r"test loss .* accuracy ([\d.]+)%", result.output)[1]) >= 98.5
     assert time.process_time() - start < 2 * 300

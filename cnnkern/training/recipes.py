@@ -94,8 +94,8 @@ _RECIPES = {
     "inception": INCEPTION,
     # Howard et al. 2017, arXiv 1704.04861: as Inception's, with less regularisation for small networks.
     "mobilenet": replace(INCEPTION, label_smoothing=0.0, augment=(horizontal_flip,)),
-    # Huang et al. 2017, arXiv 1704.00109: one run, five minima, their ensemble.
-    "snapshots": replace(SGD_DIGITS, cycles=5),
+    # Huang et al. 2017, arXiv 1704.00109: one run, three minima, their ensemble.
+    "snapshots": replace(DIGITS, cycles=3),
     # Polyak and Juditsky 1992, as an exponential average: 0.995 of the old and 0.005 of the new weights at each step.
     "polyak": replace(SGD_DIGITS, schedule=schedules.constant, polyak=0.995),
     "elastic-net": replace(SGD_DIGITS, l1=1e-5),
