@@ -26,6 +26,7 @@ SHAPES = (
     "n1c1024h4w4-k20r1s1",  # rows of x a multiple of 4096 bytes apart
     "n4c3h5w300-k4r1s7-p0x3",  # rows longer than a block of points
     "n1c6h5w5-k3r2s2-u3-p1",  # pixels of x that no filter reads
+    "n1c37h18w20-k8r1s1",  # 8 output maps, and no whole vectors of input maps
 )
 EPILOGUES = (
     "-scale-shift-act:relu",

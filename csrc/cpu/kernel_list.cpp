@@ -8,11 +8,12 @@
 
 #include "features.h"
 
-#define CNNKERN_DECLARE_GEMM_FAMILIES          \
-  void append_direct(KernelList& list);        \
-  void append_direct_dgrad(KernelList& list);  \
-  void append_pointwise(KernelList& list);     \
-  void append_implicit_gemm(KernelList& list); \
+#define CNNKERN_DECLARE_GEMM_FAMILIES            \
+  void append_direct(KernelList& list);          \
+  void append_direct_dgrad(KernelList& list);    \
+  void append_direct_few_maps(KernelList& list); \
+  void append_pointwise(KernelList& list);       \
+  void append_implicit_gemm(KernelList& list);   \
   void append_im2col(KernelList& list);
 
 #define CNNKERN_DECLARE_ALL                \
@@ -51,19 +52,16 @@ struct Compiled {
   const Tools& (*tools)();
 };
 
-#define CNNKERN_ALL_FAMILIES(isa)                                                                                    \
-  {#isa,                                                                                                             \
-   {isa::append_depthwise, isa::append_grouped, isa::append_direct, isa::append_direct_dgrad, isa::append_pointwise, \
-    isa::append_implicit_gemm, isa::append_im2col},                                                                  \
-   isa::tools}
+#define CNNKERN_GEMM_FAMILIES(isa)                                                                  \
+  isa::append_direct_few_maps, isa::append_direct, isa::append_direct_dgrad, isa::append_pointwise, \
+      isa::append_implicit_gemm, isa::append_im2col
+#define CNNKERN_ALL_FAMILIES(isa) \
+  {#isa, {isa::append_depthwise, isa::append_grouped, CNNKERN_GEMM_FAMILIES(isa)}, isa::tools}
 
 const std::vector<Compiled>& compiled() {
   static const std::vector<Compiled> table = {
 #if defined(__x86_64__)
-      {"avx512_bf16",
-       {avx512_bf16::append_direct, avx512_bf16::append_direct_dgrad, avx512_bf16::append_pointwise,
-        avx512_bf16::append_implicit_gemm, avx512_bf16::append_im2col},
-       nullptr},
+      {"avx512_bf16", {CNNKERN_GEMM_FAMILIES(avx512_bf16)}, nullptr},
       CNNKERN_ALL_FAMILIES(avx512),
       CNNKERN_ALL_FAMILIES(avx2),
 #endif

@@ -30,14 +30,15 @@ template <class Out> struct EpilogueArgs {
 };
 
 // What one step of the reduction multiplies: a scalar of x with a vector of weights, or for bf16 where the processor
-// has the instruction, two neighbours of each at once (vdpbf16ps). lanes: n steps in one vector, a lane each.
+// has the instruction, two neighbours of each at once (vdpbf16ps). lanes: n elements, kDepth in each lane of a vector.
 template <class In> struct Step {
   using Packed = In;
+  using V = Vec<acc_t<In>>;
   static constexpr int kDepth = 1;
-  static CNNKERN_INLINE Vec<In> weights(const Packed* p) { return load(p); }
-  static CNNKERN_INLINE Vec<In> value(const In* p) { return broadcast(*p); }
-  static CNNKERN_INLINE Vec<In> lanes(const In* p, int n) { return load_n(p, n); }
-  static CNNKERN_INLINE Vec<In> fma(Vec<In> acc, Vec<In> a, Vec<In> b) { return acc + a * b; }
+  static CNNKERN_INLINE V weights(const Packed* p) { return load(p); }
+  static CNNKERN_INLINE V value(const In* p) { return broadcast(to_acc(*p)); }
+  static CNNKERN_INLINE V lanes(const In* p, int n) { return load_n(p, n); }
+  static CNNKERN_INLINE V fma(V acc, V a, V b) { return acc + a * b; }
 };
 #if defined(__AVX512BF16__)
 template <> struct Step<bf16> {
@@ -49,7 +50,7 @@ template <> struct Step<bf16> {
     std::memcpy(&pair, p, sizeof pair);
     return pair - U32{};
   }
-  static CNNKERN_INLINE U32 lanes(const bf16* p, int n) { return load_pairs(p, n); }
+  static CNNKERN_INLINE U32 lanes(const bf16* p, int n) { return load_bits(p, n); }
   static CNNKERN_INLINE F32 fma(F32 acc, U32 a, U32 b) {
     return reinterpret_cast<F32>(
         _mm512_dpbf16_ps(reinterpret_cast<__m512>(acc), reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b)));

@@ -187,6 +187,15 @@ template <class T> CNNKERN_INLINE __m256i first_lanes(int n) {
 }
 #endif
 
+// Whether load_n and store_n are one move; else parts of a vector go through memory.
+#if defined(__AVX512F__)
+template <class T> constexpr bool kMasksLoads = true;
+#elif defined(__AVX2__)
+template <class T> constexpr bool kMasksLoads = sizeof(T) >= 4;
+#else
+template <class T> constexpr bool kMasksLoads = false;
+#endif
+
 template <class T> CNNKERN_INLINE Vec<acc_t<T>> load_n(const T* p, int n) {
   if (n == kLanes<T>) return load(p);
 #if defined(__AVX512F__)
@@ -225,6 +234,12 @@ template <class T> CNNKERN_INLINE void store_n(T* p, Vec<acc_t<T>> v, int n) {
 CNNKERN_INLINE U32 load_pairs(const bf16* p, int n) {
   if (n == kLanes<float>) return reinterpret_cast<U32>(_mm512_loadu_si512(p));
   return reinterpret_cast<U32>(_mm512_maskz_loadu_epi32(first_lanes(n), p));
+}
+
+// n elements, n <= 2 * lanes, as pairs; the partner of an odd last one is zero.
+CNNKERN_INLINE U32 load_bits(const bf16* p, int n) {
+  if (n == 2 * kLanes<float>) return reinterpret_cast<U32>(_mm512_loadu_si512(p));
+  return reinterpret_cast<U32>(_mm512_maskz_loadu_epi16(static_cast<__mmask32>((1ull << n) - 1), p));
 }
 #endif
 
