@@ -6,6 +6,8 @@
 //
 // One image and group at a time, so that the columns, r*s times the size of x, stay bounded. x and y NHWC, w KRSC.
 // Bound: writing and reading the columns, 2*p*q*r*s*c values an image, on top of the GEMM.
+#include "im2col.h"
+
 #include "gemm_operands.h"
 #include "implicit_gemm.h"
 #include "naming.h"
@@ -13,40 +15,6 @@
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 namespace {
-
-// Calls body(input pixel or -1, tap) for each tap of output pixel (p, q) of one image.
-template <class Body> CNNKERN_INLINE void each_tap(const ConvProblem& p, int64_t row, int64_t col, const Body& body) {
-  for (int64_t r = 0; r < p.r; ++r) {
-    const int64_t h = row * p.stride_h - p.pad_top + r * p.dilation_h;
-    for (int64_t s = 0; s < p.s; ++s) {
-      const int64_t w = col * p.stride_w - p.pad_left + s * p.dilation_w;
-      body(h >= 0 && h < p.h && w >= 0 && w < p.w ? h * p.w + w : -1, r * p.s + s);
-    }
-  }
-}
-
-// The columns of one image and group, rows `stride` apart; what lies beyond r*s*c is zero.
-template <class T, class In>
-In* write_columns(const ConvProblem& p, const T* x, int64_t maps, int64_t stride) {
-  In* columns = scratch<In>(Scratch::columns, p.p() * p.q() * stride);
-  parallel_for(p.p() * p.q(), std::max<int64_t>(1, 4096 / stride), [&](int64_t begin, int64_t end) {
-    for (int64_t pixel = begin; pixel < end; ++pixel) {
-      In* out = columns + pixel * stride;
-      each_tap(p, pixel / p.q(), pixel % p.q(), [&](int64_t source, int64_t tap) {
-        if (source < 0) {
-          std::fill_n(out + tap * maps, maps, In{});
-          return;
-        }
-        for (int64_t c = 0; c < maps; ++c) {
-          if constexpr (std::is_same_v<T, In>) out[tap * maps + c] = x[source * p.x_stride() + c];
-          else out[tap * maps + c] = to_acc(x[source * p.x_stride() + c]);
-        }
-      });
-      std::fill(out + p.r * p.s * maps, out + stride, In{});
-    }
-  });
-  return columns;
-}
 
 template <class T> void im2col_fprop(const ConvProblem& p, const Operands& operands) {
   using In = GemmIn<T>;
@@ -63,7 +31,7 @@ template <class T> void im2col_fprop(const ConvProblem& p, const Operands& opera
       EpilogueArgs<T> epilogue = epilogue_args<T>(p, operands, g * kg);
       if (epilogue.residual) epilogue.residual += n * pixels * epilogue.residual_pixel_stride;
       const Gemm<In, T> gemm{.images = 1,
-                             .x = write_columns<T, In>(p, x, cg, depth),
+                             .x = write_columns<T, In>(p, x, 1, cg, depth),
                              .in_h = 1,
                              .in_w = pixels,
                              .x_pixel_stride = depth,
@@ -146,16 +114,17 @@ template <class T> void im2col_wgrad(const ConvProblem& p, const Operands& opera
     for (int64_t g = 0; g < p.groups; ++g) {
       const T* x = static_cast<const T*>(operands.x) + n * p.h * p.w * p.x_stride() + g * cg;
       const T* dy = static_cast<const T*>(operands.y) + n * pixels * p.y_stride() + g * kg;
-      const WgradGemm<T> gemm{.images = 1,
-                              .dy = dense_rows(dy, p.p(), p.q(), kg, p.y_stride()),
-                              .x = dense_rows<T>(write_columns<T, T>(p, x, cg, filter), p.p(), p.q(), filter, filter),
-                              .in_step_h = 1,
-                              .in_step_w = 1,
-                              .taps = {{0, 0, 0}},
-                              .dw = dw + g * kg * filter,
-                              .dw_row_stride = filter,
-                              .dbias = operands.dbias ? static_cast<A*>(operands.dbias) + g * kg : nullptr,
-                              .accumulate = n > 0};
+      const WgradGemm<T> gemm{
+          .images = 1,
+          .dy = dense_rows(dy, p.p(), p.q(), kg, p.y_stride()),
+          .x = dense_rows<T>(write_columns<T, T>(p, x, 1, cg, filter), p.p(), p.q(), filter, filter),
+          .in_step_h = 1,
+          .in_step_w = 1,
+          .taps = {{0, 0, 0}},
+          .dw = dw + g * kg * filter,
+          .dw_row_stride = filter,
+          .dbias = operands.dbias ? static_cast<A*>(operands.dbias) + g * kg : nullptr,
+          .accumulate = n > 0};
       gemm.run();
     }
   if constexpr (!std::is_same_v<A, T>) {
