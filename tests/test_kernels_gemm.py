@@ -27,6 +27,7 @@ SHAPES = (
     "n4c3h5w300-k4r1s7-p0x3",  # rows longer than a block of points
     "n1c6h5w5-k3r2s2-u3-p1",  # pixels of x that no filter reads
     "n1c37h18w20-k8r1s1",  # 8 output maps, and no whole vectors of input maps
+    "n3c70h1w1-k29r1s1-xs80",  # 3 pixels, and filters that fill no tile
     "n2c33h3w3-k20r3s3-p1",  # more pixels than a tile has
 )
 EPILOGUES = (

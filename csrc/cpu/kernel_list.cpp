@@ -8,13 +8,14 @@
 
 #include "features.h"
 
-#define CNNKERN_DECLARE_GEMM_FAMILIES              \
-  void append_direct(KernelList& list);            \
-  void append_direct_dgrad(KernelList& list);      \
-  void append_direct_few_maps(KernelList& list);   \
-  void append_im2col_few_pixels(KernelList& list); \
-  void append_pointwise(KernelList& list);         \
-  void append_implicit_gemm(KernelList& list);     \
+#define CNNKERN_DECLARE_GEMM_FAMILIES                 \
+  void append_direct(KernelList& list);               \
+  void append_direct_dgrad(KernelList& list);         \
+  void append_direct_few_maps(KernelList& list);      \
+  void append_im2col_few_pixels(KernelList& list);    \
+  void append_pointwise_few_pixels(KernelList& list); \
+  void append_pointwise(KernelList& list);            \
+  void append_implicit_gemm(KernelList& list);        \
   void append_im2col(KernelList& list);
 
 #define CNNKERN_DECLARE_ALL                \
@@ -53,9 +54,9 @@ struct Compiled {
   const Tools& (*tools)();
 };
 
-#define CNNKERN_GEMM_FAMILIES(isa)                                                                          \
-  isa::append_direct_few_maps, isa::append_im2col_few_pixels, isa::append_direct, isa::append_direct_dgrad, \
-      isa::append_pointwise, isa::append_implicit_gemm, isa::append_im2col
+#define CNNKERN_GEMM_FAMILIES(isa)                                                                                  \
+  isa::append_direct_few_maps, isa::append_im2col_few_pixels, isa::append_pointwise_few_pixels, isa::append_direct, \
+      isa::append_direct_dgrad, isa::append_pointwise, isa::append_implicit_gemm, isa::append_im2col
 #define CNNKERN_ALL_FAMILIES(isa) \
   {#isa, {isa::append_depthwise, isa::append_grouped, CNNKERN_GEMM_FAMILIES(isa)}, isa::tools}
 
