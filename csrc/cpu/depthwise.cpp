@@ -6,8 +6,9 @@
 //
 // x, y: NHWC with pixel strides; w: [C][R][S], repacked so that a vector holds neighbouring maps.
 //
-// fprop and dgrad are one sweep over output rows (group_sweep.h) with groups of one map. wgrad of a 3x3 adds tiles of
-// pixels to the sums of a filter (depthwise_wgrad.h); other filters, strides and dilations go pixel by pixel along a row.
+// fprop and dgrad are one sweep over output rows (group_sweep.h) with groups of one map; other filters, strides and
+// dilations go by lists of taps (depthwise_runs.h), and so do fewer maps than lanes (depthwise_few.h). wgrad of a 3x3
+// adds tiles of pixels to the sums of a filter (depthwise_wgrad.h); other filters go pixel by pixel along a row.
 // There each thread owns a block of maps, or where these do not divide evenly a range of rows whose partial sums are
 // added in a fixed order: the result does not depend on timing.
 //
@@ -16,6 +17,8 @@
 // GB/s of x and y, where a copy past the caches reaches 29.
 #include <algorithm>
 
+#include "depthwise_few.h"
+#include "depthwise_runs.h"
 #include "depthwise_wgrad.h"
 #include "group_sweep.h"
 #include "naming.h"
@@ -23,52 +26,6 @@
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 namespace {
-
-// Any filter, stride and dilation, and fewer maps than lanes: pixel by pixel over the list of its taps.
-template <class T>
-void run_sweep_any(const Sweep<T, T>& sweep) {
-  struct Line {
-    const T* in;
-    const acc_t<T>* w;
-  };
-  const int64_t vectors = (sweep.maps + kLanes<T> - 1) / kLanes<T>;
-  const int64_t work = sweep.columns.out * sweep.rows.taps * sweep.columns.taps * kLanes<T>;
-  for_each_row(sweep.n * sweep.rows.out, vectors, work, [&](const Part& part) {
-    Line* lines = scratch<Line>(Scratch::local, sweep.rows.taps * sweep.columns.taps);
-    const int64_t image = part.row / sweep.rows.out;
-    for (int64_t column = 0; column < sweep.columns.out; ++column) {
-      int64_t line_count = 0;
-      for (int64_t f = 0; f < sweep.rows.taps; ++f) {
-        const int64_t i = sweep.rows.source(part.row % sweep.rows.out, f);
-        for (int64_t s = 0; i >= 0 && s < sweep.columns.taps; ++s) {
-          const int64_t j = sweep.columns.source(column, s);
-          if (j < 0) continue;
-          lines[line_count++] = {sweep.in + ((image * sweep.rows.in + i) * sweep.columns.in + j) * sweep.in_stride,
-                                 sweep.w + (f * sweep.columns.taps + s) * sweep.maps};
-        }
-      }
-      const int64_t pixel = part.row * sweep.columns.out + column;
-      for (int64_t c = part.block_begin * kLanes<T>; c < std::min(part.block_end * kLanes<T>, sweep.maps);
-           c += kLanes<T>) {
-        const int n = static_cast<int>(std::min<int64_t>(sweep.maps - c, kLanes<T>));
-        Vec<acc_t<T>> sum{};
-        for (int64_t i = 0; i < line_count; ++i) sum += load_n(lines[i].in + c, n) * load_n(lines[i].w + c, n);
-        sum = affine<T>(sum, sweep.epilogue, c, pixel, n);
-        store_n(sweep.out + pixel * sweep.out_stride + c,
-                activate(sum, sweep.epilogue.activation, sweep.epilogue.alpha), n);
-      }
-    }
-  });
-}
-
-// [C][taps] in T -> [taps][C] in the accumulator's type.
-template <class T>
-const acc_t<T>* pack_any(const T* w, int64_t maps, int64_t taps) {
-  acc_t<T>* packed = scratch<acc_t<T>>(Scratch::packed, maps * taps);
-  for (int64_t c = 0; c < maps; ++c)
-    for (int64_t t = 0; t < taps; ++t) packed[t * maps + c] = to_acc(w[c * taps + t]);
-  return packed;
-}
 
 template <class T, int S, bool kTransposed>
 void run_square(const ConvProblem& problem, const Operands& operands) {
@@ -80,9 +37,8 @@ void run_square(const ConvProblem& problem, const Operands& operands) {
 
 template <class T>
 void run_any(const ConvProblem& problem, const Operands& operands) {
-  Sweep<T, T> sweep = make_sweep<T, T>(problem, operands);
-  sweep.w = pack_any(static_cast<const T*>(operands.w), problem.c, problem.r * problem.s);
-  run_sweep_any(sweep);
+  if (problem.c < kLanes<T>) return run_few<T>(problem, operands);
+  run_runs<T>(problem, operands);
 }
 
 template <class T, int S>

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <algorithm>
+#include <utility>
 
 #include "../kernel.h"
 #include "microkernels/group_tile.h"
