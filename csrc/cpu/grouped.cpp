@@ -14,13 +14,15 @@
 // group and all lanes work (microkernels/group_tile.h; group_blocks.h has who owns what). With a vector of maps a group
 // or more the permute becomes a broadcast. wgrad has the sums of a filter row and a few d in registers (grouped_wgrad.h).
 //
-// The `any` kernels take every other combination: unequal sizes of groups, other filters. They gather the lanes.
+// The `any` kernels take every other combination: unequal sizes of groups, other filters. They broadcast to vectors of
+// one group, and gather the lanes of others: once for all taps (grouped_spread.h), or for wgrad at each.
 //
 // Bound: FMA units; a 3x3 tile needs 36 permutes and 18 loads for 126 FMAs. Measured for a 3x3 at stride 1 on one Zen 4
 // core (115 GFLOP/s) with 4, 8, 16 and 32 maps a group: 90, 104, 108 and 95 GFLOP/s; at stride 2 75 to 90.
 #include <algorithm>
 
 #include "group_blocks.h"
+#include "grouped_spread.h"
 #include "grouped_wgrad.h"
 #include "naming.h"
 #include "packing.h"
@@ -56,12 +58,6 @@ void run_square(const ConvProblem& problem, const Operands& operands) {
 // --- any ------------------------------------------------------------------------------------------------------------
 
 constexpr int kAnyPixels = 4;
-
-// A vector of output maps of which each lane reads `depth` input maps from a place of its own.
-struct LaneMaps {
-  int64_t out_maps, out_group, depth;  // out_group output maps read the same `depth` input maps
-  int64_t first(int64_t map) const { return map / out_group * depth; }
-};
 
 // Map d of every lane's input maps: a broadcast where all lanes share them, else lane by lane.
 template <class T>
@@ -105,6 +101,7 @@ void run_any(const ConvProblem& problem, const Operands& operands) {
                                     : LaneMaps{problem.k, problem.k_per_group(), problem.c_per_group()};
   const int64_t taps = problem.r * problem.s, in_maps = transposed ? problem.k : problem.c;
   sweep.w = pack_any(static_cast<const T*>(operands.w), lanes, taps, transposed);
+  if (lanes.out_group % kLane) return run_spread(sweep, lanes);
   const T* zeros = zero_row<T>(in_maps);  // read where a tap falls outside the image
   const int64_t work = sweep.columns.out * taps * lanes.depth * kLane;
   for_each_row(sweep.n * sweep.rows.out, vectors_of<T>(lanes.out_maps), work, [&](const Part& part) {
@@ -127,7 +124,7 @@ void run_any(const ConvProblem& problem, const Operands& operands) {
           }
           for (int64_t d = 0; d < lanes.depth; ++d) {
             const auto weights = load(w + d * kLane);
-            for (int p = 0; p < kAnyPixels; ++p) sum[p] += gather(lanes, pixels[p], map, n, d) * weights;
+            for (int p = 0; p < kAnyPixels; ++p) sum[p] += broadcast(to_acc(pixels[p][lanes.first(map) + d])) * weights;
           }
         }
         for (int p = 0; p < count; ++p) {
