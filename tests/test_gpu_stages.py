@@ -60,8 +60,8 @@ def test_shards_are_told_their_part_and_share_a_log(tmp_path, monkeypatch):
 
 
 def test_one_that_takes_too_long_may_write_what_it_has(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu, "MINUTES", 0.05)
-    monkeypatch.setattr(gpu, "GRACE", 1)
+    monkeypatch.setattr(gpu, "MINUTES", 0.2)
+    monkeypatch.setattr(gpu, "GRACE", 5)
     code, output = run(tmp_path, monkeypatch, Stage("long", "hangs", HANGS))
     assert code == 1
     assert "time was up" in output

@@ -178,8 +178,9 @@ def test_backward_is_dgrad_and_wgrad(dtype: str, layout: Layout, bias: bool) -> 
     x, w, dy = (layout(random(*size, dtype=dtype)) for size in ((2, 6, 9, 8), (4, 3, 3, 2), (2, 4, 5, 10)))
     geometry = [*GEOMETRY, 2]
     together = ops.BACKWARD(dy, x, w, geometry, bias, 0, None, None)
-    dx = ops.DGRAD(dy, w, x.shape, geometry, ops.gives_channels_last(x, w), 0, None)
-    apart = ops.WGRAD(dy, x, w.shape, geometry, bias, not w.is_contiguous(), *ops.NO_PROLOGUE, 0, None)
+    channels_last = ops.gives_channels_last(x, w)
+    dx = ops.DGRAD(dy, w, x.shape, geometry, channels_last, 0, None)
+    apart = ops.WGRAD(dy, x, w.shape, geometry, bias, channels_last, *ops.NO_PROLOGUE, 0, None)
     for ours, expected in zip(together, (dx, *apart), strict=True):
         assert torch.equal(ours, expected)
         assert_strides_of(ours, expected)
@@ -187,8 +188,8 @@ def test_backward_is_dgrad_and_wgrad(dtype: str, layout: Layout, bias: bool) -> 
 
 @pytest.mark.parametrize(
     ("x_size", "w_size"),
-    [((0, 3, 5, 5), (4, 3, 3, 3)), ((2, 0, 5, 5), (4, 0, 3, 3)), ((2, 3, 0, 5), (4, 3, 1, 3))],
-    ids=["no images", "no maps", "no rows but the padding"],
+    [((0, 3, 5, 5), (4, 3, 3, 3)), ((2, 0, 5, 5), (4, 0, 3, 3))],
+    ids=["no images", "no maps"],
 )
 def test_operands_without_elements(x_size: tuple[int, ...], w_size: tuple[int, ...]) -> None:
     x, w, shift = random(*x_size), random(*w_size), random(4)
