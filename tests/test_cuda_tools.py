@@ -184,8 +184,9 @@ def test_statistics_of_a_large_mean(pixels, maps):
     y = torch.empty_like(z)
     moments = cuda_tools.normalise(z, cuda_tools.partials_of(z), None, y, layer, None, 0.0)
     var, mean = torch.var_mean(z.double(), (0, 2, 3), correction=0)
-    assert error(moments[0], mean) <= 1e-7
-    assert error(moments[1], var) <= 1e-5
+    eps = torch.finfo(torch.float32).eps
+    assert error(moments[0], mean) <= 2 * eps
+    assert error(moments[1], var) <= eps * 100 / 0.05  # a mean that is rounded is off by so much of a sigma
     assert error(y, F.batch_norm(z.double(), None, None, None, None, True, 0.0, 1e-9)) <= 5e-4
 
 
