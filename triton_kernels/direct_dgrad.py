@@ -12,7 +12,7 @@ is 0. So the weights are the same for all patches, and a first launch lays them 
 A dy that is not finite shows in the whole patch.
 
 Bound: bytes = dx + dy. 7x7/2, 3 -> 64 maps on 224x224 pixels, N = 256, bf16: 488 MB take 0.11 ms at 4.3 TB/s. In
-patches of 4x4 pixels each dy is loaded 5*5/(2*2) = 6.3 times, 2.6 GB, and 64 columns are 160 GFLOP, 0.2 ms at 790
+patches of 4x4 pixels each dy is loaded 5*5/(2*2) = 6.3 times, 2.6 GB, and 64 columns are 164 GFLOP, 0.2 ms at 790
 TFLOP/s dense. The implicit GEMM would load 20 GB and multiply 320 GFLOP. fp32 FMA (67 TFLOP/s): 2.4 ms for 4.8.
 """
 
