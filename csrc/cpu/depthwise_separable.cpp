@@ -122,7 +122,7 @@ void run(const ConvProblem& depthwise, const ConvProblem& pointwise, const Separ
       const int64_t first = (image * p_count + row) * q_count;
       own.out = z - first * own.out_stride;  // so that pixel `first` lands at the buffer's begin
       for (int64_t band = row; band < last; band += kTileRows)
-        run_band<S, U, false, Values::each>(own, image, band, 0, vectors, false);
+        run_band<S, U, false, Values::each>(own, image, band, 0, vectors, false, false);
       multiply(z, (last - row) * q_count, first, panels, epilogue, static_cast<T*>(operands.y), pointwise.y_stride());
     }
   });

@@ -85,6 +85,7 @@ void run_block(const Sweep<T, T>& sweep, const T* w, const Block<T>& block, int6
   own.w = packed - block.begin * elements;
   const Pixels<T> in{sweep.in, sweep.in_stride};
   const bool copies = in.evict_each_other();
+  const int64_t bytes = copies ? 0 : sweep_bytes(sweep);
   for (int64_t band = band_begin; band < band_end;) {
     const int64_t image = band / bands, last = std::min((image + 1) * bands, band_end);
     if (copies) {
@@ -98,7 +99,7 @@ void run_block(const Sweep<T, T>& sweep, const T* w, const Block<T>& block, int6
     }
     for (; band < last; ++band)
       run_band<kFilter, U, kTransposed, kValues>(own, image, band % bands * kTileRows, block.begin, block.end,
-                                                 copies ? 0 : sweep_bytes(sweep));
+                                                 bytes > kFarInBytes, bytes > kFarOutBytes);
   }
 }
 

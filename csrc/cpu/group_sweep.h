@@ -2,7 +2,8 @@
 //
 // dgrad differs from fprop only in which tap joins which pixels, so at stride 2 it needs no zero-filled copy of dy.
 // A band of kTileRows output rows of an image and a block of maps belong to one thread, which runs it in tiles of 7
-// pixels (microkernels/group_tile.h); tiles off the border have no branch.
+// pixels (microkernels/group_tile.h); tiles off the border have no branch. Lines whose pixels evict each other from L1
+// are copied first (pixel_lines.h).
 #pragma once
 
 #include <algorithm>
@@ -139,10 +140,11 @@ template <class In, class Out> int64_t sweep_bytes(const Sweep<In, Out>& sweep) 
 constexpr int64_t kFarInBytes = 4 << 20;    // more than this and the next band of rows comes from memory
 constexpr int64_t kFarOutBytes = 32 << 20;  // more than this and no cache keeps y for the next layer
 
-// kTileRows output rows of one image, from `row` on, for some vectors of maps.
+// kTileRows output rows of one image, from `row` on, for some vectors of maps. fetches: the next rows' input, meanwhile;
+// far_out: no cache is to keep the output.
 template <int S, int U, bool kTransposed, Values kValues, class In, class Out>
 void run_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row, int64_t vector_begin, int64_t vector_end,
-              int64_t bytes) {
+              bool fetches, bool far_out) {
   typename GroupTile<In, Out>::Line lines[kTileRows * S];
   GroupTile<In, Out> tile{};
   tile.rows = static_cast<int>(std::min<int64_t>(sweep.rows.out - row, kTileRows));
@@ -158,8 +160,8 @@ void run_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row, int64_t v
   tile.out_pixel_stride = sweep.out_stride;
   tile.pixel = (image * sweep.rows.out + row) * sweep.columns.out;
   tile.row_pixels = sweep.columns.out;
-  tile.far_out = bytes > kFarOutBytes;
-  if (bytes > kFarInBytes && row + kTileRows < sweep.rows.out && tile.line_count) {
+  tile.far_out = far_out;
+  if (fetches && row + kTileRows < sweep.rows.out && tile.line_count) {
     tile.ahead_in_line = sweep.columns.in * sweep.in_stride;
     const auto last = std::max_element(lines, lines + tile.line_count, [](auto& a, auto& b) { return a.in < b.in; });
     tile.ahead_in = last->in + tile.ahead_in_line;
@@ -183,13 +185,17 @@ void run_sweep(const Sweep<In, Out>& sweep) {
   const int64_t bands = bands_of(sweep), vectors = (sweep.maps + kLane - 1) / kLane;
   const Pixels<In> in{sweep.in, sweep.in_stride};
   const bool copies = in.evict_each_other();
-  const int64_t rows = rows_per_copy(sweep.rows, sweep.columns.in * in.stride * sizeof(In));
-  const int64_t bands_at_once = copies ? std::clamp<int64_t>(rows / kTileRows, 1, bands) : 1;
-  const int64_t parts = (bands + bands_at_once - 1) / bands_at_once;  // of an image
-  const int64_t band_work = kTileRows * sweep.columns.out * sweep_vector_elements<S>(sweep) / (kTransposed ? U * U : 1);
-  for_each_row(sweep.n * parts, vectors, bands_at_once * band_work, [&](const Part& part) {
-    const int64_t image = part.row / parts, begin = part.row % parts * bands_at_once;
-    const int64_t end = std::min(begin + bands_at_once, bands);
+  int64_t parts = bands;  // of an image; of copied rows as few as stay in L2 and divide evenly among the threads
+  if (copies) {
+    const int64_t rows = rows_per_copy(sweep.rows, sweep.columns.in * in.stride * sizeof(In));
+    const int64_t even = sweep.n % thread_count() ? thread_count() : 1;
+    parts = std::min(((sweep.rows.out + rows - 1) / rows + even - 1) / even * even, bands);
+  }
+  const int64_t work = sweep.rows.out * sweep.columns.out * sweep_vector_elements<S>(sweep) / (kTransposed ? U * U : 1);
+  const int64_t bytes = sweep_bytes(sweep);
+  for_each_row(sweep.n * parts, vectors, work / parts, [&](const Part& part) {
+    const int64_t image = part.row / parts, begin = part.row % parts * bands / parts;
+    const int64_t end = (part.row % parts + 1) * bands / parts;
     Sweep<In, Out> own = sweep;
     if (copies) {
       const auto [line, line_end] = lines_of(sweep.rows, begin * kTileRows, std::min(end * kTileRows, sweep.rows.out));
@@ -202,7 +208,7 @@ void run_sweep(const Sweep<In, Out>& sweep) {
     }
     for (int64_t band = begin; band < end; ++band)
       run_band<S, U, kTransposed, Values::each>(own, image, band * kTileRows, part.block_begin, part.block_end,
-                                                copies ? 0 : sweep_bytes(sweep));
+                                                !copies && bytes > kFarInBytes, bytes > kFarOutBytes);
   });
 }
 
