@@ -25,7 +25,7 @@ VECTOR = re.compile(r"%[xyz]mm")
 
 TILE = re.compile(r"(?:void )?cnnkern::cpu::(\w+)::(?:\(anonymous namespace\)::)?(\w*tile|add_row)(<.*>)\(")
 
-GEMM_KINDS = {"brgemm_tile", "dot_tile", "wgrad_tile"}
+GEMM_KINDS = {"brgemm_tile", "combine_tile", "dot_tile", "wgrad_tile"}
 ALL_KINDS = GEMM_KINDS | {"group_tile", "group_wgrad_tile", "depthwise_wgrad_tile", "add_row"}
 
 
@@ -40,11 +40,16 @@ class Known(NamedTuple):
 
 PART_OF_A_VECTOR = "in the step for what is no whole vector, which no network's number of maps takes"
 NO_MASK = "parts of a vector of 16-bit elements go through memory, as AVX2 masks 4 and 8 bytes only"
+ROUNDING = "the constants that sums are rounded to bf16 with"
 BORDER = "in the tile at the image's border, whose branches are inside the loop"
 KNOWN = (
     Known("avx2", r"dot_tile<.*, (1, 8|2, 5|4, 3)>", 4, PART_OF_A_VECTOR),
     Known("avx2", r"dot_tile<.*, (2, 6|3, 4)>", 12, PART_OF_A_VECTOR),
+    Known("avx2", r"dot_tile<.*b?f16, .*>", 20, NO_MASK),
+    Known("avx2", r"combine_tile<bf16, bf16, .*>", 5, ROUNDING),
+    Known("avx512", r"combine_tile<bf16, bf16, .*, 8, 2, false>", 2, ROUNDING),
     Known("avx512", r"dot_tile<.*, (3, 8|12, 2)>", 4, PART_OF_A_VECTOR),
+    Known("avx512", r"dot_tile<bf16, .*, 3, 8>", 8, PART_OF_A_VECTOR),
     Known("avx512_bf16", r"dot_tile<.*, (3, 8|12, 2)>", 10, PART_OF_A_VECTOR),
     Known("avx2", r"group_tile<.*, Taps<7, 2, true, 0>, .*0, true>", 2, "7 sums and 7 weights in 16 registers"),
     Known("avx2", r"group_tile<bf16, bf16, Taps<3, 2, false, 0>, .*1, true>", 1, "16 bits are widened, then permuted"),

@@ -13,10 +13,11 @@
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 
-constexpr int kCoefficients = kRegisters == 32 ? 16 : 8;  // as many as leave room for the rows of a step
+// As many of either as leave room for the rows of a step.
+constexpr int kCoefficients = kRegisters == 32 ? 16 : 8, kMostCombined = kRegisters == 32 ? 8 : 4;
 
 // Rows of filters that are combined with so many pixels.
-constexpr int combined_filters(int pixels) { return std::max(1, std::min(8, kCoefficients / pixels)); }
+constexpr int combined_filters(int pixels) { return std::max(1, std::min(kMostCombined, kCoefficients / pixels)); }
 
 template <class In, class Out, class T> struct Combination {
   const In* in;
