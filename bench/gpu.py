@@ -71,6 +71,7 @@ STAGES = (
 @click.option("--stage", "only", multiple=True, type=click.Choice([stage.name for stage in STAGES]))
 def main(out: Path, only: tuple[str, ...]) -> None:
     """Runs the stages that have not ended well yet, or those that are named."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background ignores it, and so would the stages
     out.mkdir(parents=True, exist_ok=True)
     failed = [stage.name for stage in STAGES if (not only or stage.name in only) and not run(stage, out, bool(only))]
     if failed:

@@ -10,6 +10,8 @@ SHAPES = (
     "n1c40h7w9-k36r3s3-p1",  # dense
     "n2c3h9w11-k20r7s7-u2-p3",  # a stem
     "n1c17h5w9-k19r1s1",  # pointwise
+    "n1c40h1w3-k36r1s1",  # of few pixels
+    "n1c40h7w9-k3r3s3-p1",  # few output maps
     "n1c40h7w9-k40r3s3-p1-g40",  # depthwise
     "n1c40h9w9-k40r5s5-p2-g40",
     "n1c40h9w9-k40r7s7-p3-g40",
