@@ -78,7 +78,7 @@ def test_it_takes_one_launch(monkeypatch):
     for name in ("shufflenet_v1", "shufflenet_v2_x1_0"):
         model = models.create(name).eval()
         with monkeypatch.context() as patch, torch.no_grad():
-            patch.setattr(functional, "_writes_shuffled", lambda *_: True)
+            patch.setattr(functional, "_fuses", lambda *_: True)
             patch.setattr(ops, "CONV2D_SHUFFLED", gpu_tools.conv2d_shuffled)
             model(torch.zeros(1, 3, 64, 64).to(memory_format=torch.channels_last))
         assert len(seen) == 16, name  # one of each unit
