@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from cnnkern.backends.base import KernelName
 from cnnkern.bench import device
 from cnnkern.bench.operands import draw, own_call
 from cnnkern.bench.timing import seconds_of
@@ -29,6 +30,7 @@ COPY_BYTES = tuple(1 << shift for shift in range(18, 28, 2))  # 256 KiB to 64 Mi
 MEMORY_BYTES = {"cpu": 256 << 20, "cuda": 4 << 30}
 SAMPLE_BYTES = {"cpu": 4 << 20, "cuda": 1 << 30}  # of copies timed together, beside which a launch counts for little
 SECONDS = 0.15  # spent on the best of each rate
+ARITHMETIC = {"winograd": 1 / 4}  # of the products of direct convolution, by family, in its largest tile
 PLAUSIBLE = 1.15  # a row above this fraction of its roofline is an alarm: the ceilings are measurements too
 
 
@@ -45,11 +47,12 @@ class Ceilings:
         """From JSON, whose keys are text."""
         return cls(data["flops"], {int(size): rate for size, rate in data["cached"].items()}, data["memory"])
 
-    def seconds(self, problem: ConvProblem, cold: bool) -> float:
-        """The least time that the problem can take."""
+    def seconds(self, problem: ConvProblem, kernel: str, cold: bool) -> float:
+        """The least time that the problem can take a kernel of that name."""
         moved = bytes_moved(problem)
         bandwidth = self.memory if cold else max(self.bandwidths(moved))
-        return max(needed_flops(problem) / self.flops[problem.dtype], moved / bandwidth)
+        flops = needed_flops(problem) * ARITHMETIC.get(KernelName.parse(kernel).family, 1)
+        return max(flops / self.flops[problem.dtype], moved / bandwidth)
 
     def bandwidths(self, working_set: int) -> list[float]:
         """The copy rates of working sets at least as large as the largest measured that is no larger than this one."""
@@ -72,16 +75,17 @@ class Roofline:
         self.dtypes = dtypes
         self.ceilings = measure(dtypes)
 
-    def why_impossible(self, problem: ConvProblem, warm: float, cold: float) -> str:
+    def why_impossible(self, problem: ConvProblem, kernel: str, warm: float, cold: float) -> str:
         """Empty, or why the seconds of a warm and a cold call count for nothing."""
-        if self.highest_fraction(problem, warm, cold) > PLAUSIBLE:
+        if self.highest_fraction(problem, kernel, warm, cold) > PLAUSIBLE:
             self.ceilings = self.ceilings.raised(measure(self.dtypes))
-        fraction = self.highest_fraction(problem, warm, cold)
+        fraction = self.highest_fraction(problem, kernel, warm, cold)
         return "" if fraction <= PLAUSIBLE else f"{fraction:.2f} of the roofline: it cannot have done the work"
 
-    def highest_fraction(self, problem: ConvProblem, warm: float, cold: float) -> float:
+    def highest_fraction(self, problem: ConvProblem, kernel: str, warm: float, cold: float) -> float:
         """How close either call came to the least time."""
-        return max(self.ceilings.seconds(problem, cold=False) / warm, self.ceilings.seconds(problem, cold=True) / cold)
+        least = self.ceilings.seconds
+        return max(least(problem, kernel, cold=False) / warm, least(problem, kernel, cold=True) / cold)
 
 
 def bytes_moved(problem: ConvProblem) -> int:

@@ -13,7 +13,7 @@ from functools import partial
 
 import torch
 
-from cnnkern import dispatch
+from cnnkern import dispatch, testing
 from cnnkern.backends import OWN_BACKENDS
 from cnnkern.bench import device
 from cnnkern.bench.allocator import keep_freed_memory
@@ -67,7 +67,7 @@ def measure_case(
     warm_ours, warm_peer = race(own, peers, (1 - COLD_SHARE) * racing)
     rows = []
     for warm, cold in zip(warm_ours, cold_ours, strict=True):
-        verdict = verify(problem, operands, warm.output, makers[warm.name])
+        verdict = verify(problem, operands, warm.output, makers[warm.name], testing.is_transformed(warm.name))
         rows.append(
             Row(
                 problem=str(problem),
@@ -80,9 +80,9 @@ def measure_case(
                 warm=Comparison.of(warm, warm_peer),
                 cold=Comparison.of(cold, cold_peer),
                 gflops=problem.flops / warm.median / 1e9,
-                roofline=roof.ceilings.seconds(problem, cold=False) / warm.median,
+                roofline=roof.ceilings.seconds(problem, warm.name, cold=False) / warm.median,
                 error=verdict.error,
-                fault=verdict.fault or roof.why_impossible(problem, warm.median, cold.median),
+                fault=verdict.fault or roof.why_impossible(problem, warm.name, warm.median, cold.median),
             )
         )
     return rows
@@ -132,4 +132,4 @@ def _measure(record: Record, cases: Sequence[Case], pattern: str | None, budget:
 
 def fraction_of(row: Row, roof: Roofline) -> float:
     """A warm row's fraction of the roofline as it is known in the end."""
-    return roof.ceilings.seconds(ConvProblem.parse(row.problem), cold=False) / row.warm.own.median
+    return roof.ceilings.seconds(ConvProblem.parse(row.problem), row.kernel, cold=False) / row.warm.own.median

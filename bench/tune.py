@@ -92,7 +92,7 @@ def flags_on(device: str) -> int:
 def allowed_error(problem: ConvProblem, flags: int) -> float:
     """How far two right results may be apart; TF32 rounds operands to the precision of float16."""
     rounded = replace(problem, dtype="f16") if flags & TF32 and problem.dtype == "f32" else problem
-    return 2 * testing.tolerance(rounded)
+    return 2 * testing.tolerance(rounded, transformed=True)
 
 
 def result_of(call: Call, device: str) -> Tensor | None:

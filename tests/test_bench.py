@@ -151,6 +151,7 @@ def test_race_empties_the_caches_before_each_cold_call(monkeypatch):
 
 # --- no speedup for a wrong answer
 
+OWN, WRONG = (f"cpu_direct_fprop_f32_nhwc_any__{isa}" for isa in ("own", "wrong"))
 PROBLEMS = [
     "fprop-f32-n2c8h9w7-k12r3s3-u2-p1x0x2x1-g4",
     "fprop-f32-n3c3h11w11-k8r5s5-u2-p2-shift",
@@ -220,24 +221,24 @@ def test_wrong_kernel_gets_no_ratio():
     def wrong(problem, operands, kernel=None):
         return lambda: vendor_call(problem, operands)() * 1.001
 
-    rows = measured("fprop-f32-n1c8h8w8-k8r3s3-p1", {"cpu_wrong": wrong})
+    rows = measured("fprop-f32-n1c8h8w8-k8r3s3-p1", {WRONG: wrong})
     assert "timed output" in rows[0].fault
     record = Record("test", rows=rows)
     assert record.right == []
-    assert "cpu_wrong" in report.render("report.md", record).split("## Faults")[1]
+    assert WRONG in report.render("report.md", record).split("## Faults")[1]
     assert summary.means(record.right) == []
 
 
 def test_impossible_time_is_a_fault(monkeypatch):
     monkeypatch.setattr(roofline, "measure", lambda dtypes: ceilings_of(1.0))
-    (impossible,) = measured("fprop-f32-n1c8h8w8-k8r3s3-p1", {"cpu_own": own_call})
+    (impossible,) = measured("fprop-f32-n1c8h8w8-k8r3s3-p1", {OWN: own_call})
     assert "roofline" in impossible.fault
 
 
 def test_ceilings_are_measured_again_before_a_time_is_called_impossible(monkeypatch):
     found = iter([ceilings_of(1.0), ceilings_of(1e15)])
     monkeypatch.setattr(roofline, "measure", lambda dtypes: next(found))
-    (possible,) = measured("fprop-f32-n1c8h8w8-k8r3s3-p1", {"cpu_own": own_call})
+    (possible,) = measured("fprop-f32-n1c8h8w8-k8r3s3-p1", {OWN: own_call})
     assert possible.fault == ""
 
 
@@ -288,9 +289,19 @@ def test_arithmetic_on_padding_is_not_needed():
 def test_cold_rows_are_held_to_memory():
     ceilings = roofline.Ceilings({"f32": 1e30}, {1 << 10: 100.0, 1 << 20: 50.0}, 10.0)
     problem = ConvProblem.parse("fprop-f32-n1c64h8w8-k64r1s1")
-    moved = 4 * (2 * 64 * 64 + 64 * 64)
-    assert ceilings.seconds(problem, cold=True) == moved / 10
-    assert ceilings.seconds(problem, cold=False) == moved / 100
+    moved, kernel = 4 * (2 * 64 * 64 + 64 * 64), "cpu_pointwise_fprop_f32_nhwc_6x64__avx512"
+    assert ceilings.seconds(problem, kernel, cold=True) == moved / 10
+    assert ceilings.seconds(problem, kernel, cold=False) == moved / 100
+
+
+def test_winograd_needs_a_quarter_of_the_arithmetic():
+    ceilings = roofline.Ceilings({"f32": 1.0}, {1 << 10: 1e30}, 1e30)
+    problem = ConvProblem.parse("fprop-f32-n1c64h8w8-k64r3s3-p1")
+    direct, winograd = (
+        ceilings.seconds(problem, f"cpu_{name}__avx512", cold=False)
+        for name in ("implicit_gemm_fprop_f32_nhwc_6x64", "winograd_fprop_f32_nhwc_4x4")
+    )
+    assert direct == 4 * winograd == roofline.needed_flops(problem)
 
 
 # --- records and reports

@@ -18,10 +18,12 @@
   void append_implicit_gemm(KernelList& list);        \
   void append_im2col(KernelList& list);
 
-#define CNNKERN_DECLARE_ALL                \
-  CNNKERN_DECLARE_GEMM_FAMILIES            \
-  void append_depthwise(KernelList& list); \
-  void append_grouped(KernelList& list);   \
+#define CNNKERN_DECLARE_ALL                    \
+  CNNKERN_DECLARE_GEMM_FAMILIES                \
+  void append_depthwise(KernelList& list);     \
+  void append_grouped(KernelList& list);       \
+  void append_winograd(KernelList& list);      \
+  void append_winograd_bf16(KernelList& list); \
   const Tools& tools();
 
 namespace cnnkern::cpu {
@@ -47,7 +49,8 @@ namespace {
 
 using Append = void (*)(KernelList&);
 
-// What one instruction set brings: its families in dispatch order, and its table of tools (null: the next one's).
+// What one instruction set brings: its families in dispatch order, and its table of tools (null: the next one's). A
+// family may stand in a better set's entry too, for the place in the order that it has there.
 struct Compiled {
   std::string_view isa;
   std::vector<Append> families;
@@ -57,13 +60,16 @@ struct Compiled {
 #define CNNKERN_GEMM_FAMILIES(isa)                                                                                  \
   isa::append_direct_few_maps, isa::append_im2col_few_pixels, isa::append_pointwise_few_pixels, isa::append_direct, \
       isa::append_direct_dgrad, isa::append_pointwise, isa::append_implicit_gemm, isa::append_im2col
-#define CNNKERN_ALL_FAMILIES(isa) \
-  {#isa, {isa::append_depthwise, isa::append_grouped, CNNKERN_GEMM_FAMILIES(isa)}, isa::tools}
+#define CNNKERN_ALL_FAMILIES(isa)                                                                \
+  {#isa,                                                                                         \
+   {isa::append_depthwise, isa::append_grouped, isa::append_winograd, isa::append_winograd_bf16, \
+    CNNKERN_GEMM_FAMILIES(isa)},                                                                 \
+   isa::tools}
 
 const std::vector<Compiled>& compiled() {
   static const std::vector<Compiled> table = {
 #if defined(__x86_64__)
-      {"avx512_bf16", {CNNKERN_GEMM_FAMILIES(avx512_bf16)}, nullptr},
+      {"avx512_bf16", {avx512::append_winograd_bf16, CNNKERN_GEMM_FAMILIES(avx512_bf16)}, nullptr},
       CNNKERN_ALL_FAMILIES(avx512),
       CNNKERN_ALL_FAMILIES(avx2),
 #endif
@@ -110,8 +116,13 @@ ByProblem group_by_problem() {
 const KernelList& kernels() {
   static const KernelList list = [] {
     KernelList all;
+    std::vector<Append> appended;
     for (const Compiled* entry : usable()) {
-      for (const Append append : entry->families) append(all);
+      for (const Append append : entry->families) {
+        if (std::find(appended.begin(), appended.end(), append) != appended.end()) continue;
+        append(all);
+        appended.push_back(append);
+      }
     }
     generic::append_reference(all);
     return all;
