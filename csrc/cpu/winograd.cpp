@@ -23,13 +23,13 @@ namespace {
 using namespace winograd;
 
 constexpr int kTileRows = kRegisters >= 32 ? 14 : 6, kTileVectors = 2;  // of the GEMMs' register tile
-constexpr int64_t kBlockBytes = 640 * 1024;  // of v and m: with a panel's product of u they stay in L2
-constexpr int64_t kMinBlock = 2 * kTileRows, kMaxBlock = 4 * kTileRows;  // tiles
-constexpr int64_t kDepthBlock = 64;                                      // of u, where it is computed as it is needed
+constexpr int64_t kBlockBytes = 640 * 1024;        // of v and m: with a panel's product of u they stay in L2
+constexpr int64_t kMinBlock = 28, kMaxBlock = 56;  // tiles
 
 template <class T> class Winograd {
   using A = acc_t<T>;
   static constexpr int kLane = kLanes<T>, kWidth = kTileVectors * kLane;
+  static constexpr int64_t kDepthBlock = 2048 / kWidth;  // of u, where it is computed as it is needed: 288 KiB
   static constexpr int64_t kPad = 64 / sizeof(A);  // a cache line: powers of two apart, products would share a set
 
  public:
