@@ -18,12 +18,12 @@
   void append_implicit_gemm(KernelList& list);        \
   void append_im2col(KernelList& list);
 
-#define CNNKERN_DECLARE_ALL                    \
-  CNNKERN_DECLARE_GEMM_FAMILIES                \
-  void append_depthwise(KernelList& list);     \
-  void append_grouped(KernelList& list);       \
-  void append_winograd(KernelList& list);      \
-  void append_winograd_bf16(KernelList& list); \
+#define CNNKERN_DECLARE_ALL                     \
+  CNNKERN_DECLARE_GEMM_FAMILIES                 \
+  void append_depthwise(KernelList& list);      \
+  void append_grouped(KernelList& list);        \
+  void append_winograd(KernelList& list);       \
+  void append_winograd_wgrad(KernelList& list); \
   const Tools& tools();
 
 namespace cnnkern::cpu {
@@ -60,16 +60,18 @@ struct Compiled {
 #define CNNKERN_GEMM_FAMILIES(isa)                                                                                  \
   isa::append_direct_few_maps, isa::append_im2col_few_pixels, isa::append_pointwise_few_pixels, isa::append_direct, \
       isa::append_direct_dgrad, isa::append_pointwise, isa::append_implicit_gemm, isa::append_im2col
-#define CNNKERN_ALL_FAMILIES(isa)                                                                \
-  {#isa,                                                                                         \
-   {isa::append_depthwise, isa::append_grouped, isa::append_winograd, isa::append_winograd_bf16, \
-    CNNKERN_GEMM_FAMILIES(isa)},                                                                 \
+#define CNNKERN_ALL_FAMILIES(isa)                                                                 \
+  {#isa,                                                                                          \
+   {isa::append_depthwise, isa::append_grouped, isa::append_winograd, isa::append_winograd_wgrad, \
+    CNNKERN_GEMM_FAMILIES(isa)},                                                                  \
    isa::tools}
 
 const std::vector<Compiled>& compiled() {
   static const std::vector<Compiled> table = {
 #if defined(__x86_64__)
-      {"avx512_bf16", {avx512::append_winograd_bf16, CNNKERN_GEMM_FAMILIES(avx512_bf16)}, nullptr},
+      {"avx512_bf16",
+       {avx512::append_winograd, avx512::append_winograd_wgrad, CNNKERN_GEMM_FAMILIES(avx512_bf16)},
+       nullptr},
       CNNKERN_ALL_FAMILIES(avx512),
       CNNKERN_ALL_FAMILIES(avx2),
 #endif

@@ -3,12 +3,10 @@
 #include <algorithm>
 #include <utility>
 
-#include "microkernels/wgrad.h"
-
 namespace cnnkern::cpu::CNNKERN_ISA {
 namespace {
 
-constexpr int kVectors = kRegisters == 32 ? 4 : 2, kMostRows = 14;
+constexpr int kVectors = kWgradVectors, kMostRows = 14;
 constexpr int64_t kMaxCopyBytes = 4 << 20;  // of dw, for one copy a thread
 // Where dw stays in L2, this and the next chunk of both operands do too. Measured over ten layers with one thread:
 // 256 KiB is within 1% of 128 and of 384, and 6% faster than 768.
@@ -17,20 +15,19 @@ constexpr int64_t kCachedBytes = 256 * 1024, kChunkBytes = 256 * 1024;
 constexpr int64_t kChunkPixels = 2048;
 constexpr int64_t kRepay = 24;  // an operand is packed where so many tiles read each of its panels
 
-template <class A>
-using TileFunction = void (*)(int64_t, const PixelPair*, const A*, const A*, const char*, A*, int64_t, int, bool);
-
-template <class A, int kIndex> constexpr TileFunction<A> tile_function() {
+template <class A, int kIndex> constexpr WgradTileFunction<A> tile_function() {
   constexpr int rows = kIndex / kVectors + 1, vectors = kIndex % kVectors + 1;
   if constexpr (rows <= wgrad_rows(vectors)) return wgrad_tile<A, rows, vectors>;
   else return nullptr;
 }
 
 template <class A> struct TileTable {
-  TileFunction<A> functions[kMostRows * kVectors];
+  WgradTileFunction<A> functions[kMostRows * kVectors];
   template <int... kIndex>
   constexpr explicit TileTable(std::integer_sequence<int, kIndex...>) : functions{tile_function<A, kIndex>()...} {}
-  TileFunction<A> operator()(int rows, int vectors) const { return functions[(rows - 1) * kVectors + vectors - 1]; }
+  WgradTileFunction<A> operator()(int rows, int vectors) const {
+    return functions[(rows - 1) * kVectors + vectors - 1];
+  }
 };
 template <class A> constexpr TileTable<A> kTiles{std::make_integer_sequence<int, kMostRows * kVectors>{}};
 
@@ -211,8 +208,11 @@ template <class T> void WgradGemm<T>::run() const {
   if (dbias) reduce(dbias, sums + size, dy.maps, 1);
 }
 
+template <class A> WgradTileFunction<A> wgrad_register_tile(int rows, int vectors) { return kTiles<A>(rows, vectors); }
+
 template struct WgradGemm<bf16>;
 #if !defined(__AVX512BF16__)
+template WgradTileFunction<float> wgrad_register_tile<float>(int rows, int vectors);
 template struct WgradGemm<float>;
 template struct WgradGemm<double>;
 template struct WgradGemm<f16>;

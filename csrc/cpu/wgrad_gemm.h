@@ -12,9 +12,16 @@
 #include <utility>
 #include <vector>
 
+#include "microkernels/wgrad.h"
 #include "wgrad_panels.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA {
+
+// wgrad_tile of so many rows and vectors: of 1 to kWgradVectors vectors and, with v of them, 1 to wgrad_rows(v) rows.
+template <class A>
+using WgradTileFunction = void (*)(int64_t, const PixelPair*, const A*, const A*, const char*, A*, int64_t, int, bool);
+constexpr int kWgradVectors = kRegisters == 32 ? 4 : 2;
+template <class A> WgradTileFunction<A> wgrad_register_tile(int rows, int vectors);
 
 struct WgradTap {
   int64_t h, w;    // input pixel relative to output pixel * in_step

@@ -12,10 +12,9 @@
 // less with more. Measured on one Zen 4 core: 56x56 images of 64 maps at 3.0 times the speed of the implicit GEMM, 14x14 of
 // 512 maps, a single image, at 2.0. The error against fp64 is up to four times that of direct convolution, and a value
 // that is not finite spreads over the tiles that see it: `strict` leaves this family out.
-#include "microkernels/winograd.h"
-
 #include "gemm_operands.h"
 #include "naming.h"
+#include "winograd_tiles.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 namespace {
@@ -33,11 +32,11 @@ template <class T> class Winograd {
   static constexpr int64_t kPad = 64 / sizeof(A);  // a cache line: powers of two apart, products would share a set
 
  public:
-  int64_t images;
-  const T* x;
-  int64_t in_h, in_w, x_pixel_stride, depth;
+  Images<T> x;
+  int64_t depth;  // its maps
   T* y;
-  int64_t out_h, out_w, y_pixel_stride, columns;
+  Tiling tiling;  // of y
+  int64_t y_pixel_stride, columns;
   int64_t pad_top, pad_left;
   EpilogueArgs<T> epilogue;
   const typename Gemm<A, T>::Pack* pack;  // panels of all taps
@@ -50,9 +49,7 @@ template <class T> class Winograd {
   }
 
  private:
-  int64_t tiles_w() const { return (out_w + kOut - 1) / kOut; }
-  int64_t tiles_h() const { return (out_h + kOut - 1) / kOut; }
-  int64_t tiles() const { return images * tiles_h() * tiles_w(); }
+  int64_t tiles() const { return tiling.count(); }
   int64_t panels() const { return (columns + kWidth - 1) / kWidth; }
 
   // Strides from product to product, and of v from tile to tile.
@@ -173,41 +170,20 @@ template <class T> class Winograd {
     }
   }
 
-  // The first pixel of a tile in y.
-  struct Place { int64_t image, p, q; };
-  Place place(int64_t tile) const {
-    const int64_t row = tile / tiles_w();
-    return {row / tiles_h(), row % tiles_h() * kOut, tile % tiles_w() * kOut};
-  }
-
   void transform_tile(int64_t tile, A* v, int64_t stride) const {
-    const Place at = place(tile);
-    const int64_t h = at.p - pad_top, w = at.q - pad_left;
-    const T* pixels = x + ((at.image * in_h + h) * in_w + w) * x_pixel_stride;
-    if (h >= 0 && h + kIn <= in_h && w >= 0 && w + kIn <= in_w)
-      return transform_pixels(pixels, in_w * x_pixel_stride, x_pixel_stride, v, stride);
-    T* patch = scratch<T>(Scratch::pairs, kProducts * depth);
-    for (int i = 0; i < kIn; ++i)
-      for (int j = 0; j < kIn; ++j) {
-        T* to = patch + (i * kIn + j) * depth;
-        const bool inside = h + i >= 0 && h + i < in_h && w + j >= 0 && w + j < in_w;
-        if (inside) std::copy_n(pixels + (i * in_w + j) * x_pixel_stride, depth, to);
-        else std::fill_n(to, depth, T{});
-      }
-    transform_pixels(patch, kIn * depth, depth, v, stride);
-  }
-
-  void transform_pixels(const T* pixels, int64_t row, int64_t pixel, A* v, int64_t stride) const {
+    const Tiling::Place at = tiling.place(tile);
+    const Patch<T> from = patch(x, at.image, at.h - pad_top, at.w - pad_left, kIn);
     int64_t c = 0;
-    for (; c + kLane <= depth; c += kLane) input_tile(pixels + c, row, pixel, kLane, v + c, stride);
-    if (c < depth) input_tile(pixels + c, row, pixel, static_cast<int>(depth - c), v + c, stride);
+    for (; c + kLane <= depth; c += kLane) input_tile(from.data + c, from.row, from.pixel, kLane, v + c, stride);
+    const int rest = static_cast<int>(depth - c);
+    if (rest) input_tile(from.data + c, from.row, from.pixel, rest, v + c, stride);
   }
 
   void write_tile(int64_t tile, const A* m, int64_t stride, int64_t panel) const {
-    const Place at = place(tile);
-    const int rows = static_cast<int>(std::min<int64_t>(kOut, out_h - at.p));
-    const int cols = static_cast<int>(std::min<int64_t>(kOut, out_w - at.q));
-    const int64_t first = (at.image * out_h + at.p) * out_w + at.q;
+    const Tiling::Place at = tiling.place(tile);
+    const int rows = static_cast<int>(std::min<int64_t>(kOut, tiling.height - at.h));
+    const int cols = static_cast<int>(std::min<int64_t>(kOut, tiling.width - at.w));
+    const int64_t first = (at.image * tiling.height + at.h) * tiling.width + at.w;
     const int64_t end = std::min(columns, (panel + 1) * kWidth);
     for (int64_t k = panel * kWidth; k < end; k += kLane, m += kLane) {
       const int n = static_cast<int>(std::min<int64_t>(kLane, end - k));
@@ -215,7 +191,7 @@ template <class T> class Winograd {
       output_tile(m, stride, out);
       for (int i = 0; i < rows; ++i)
         for (int j = 0; j < cols; ++j) {
-          const int64_t pixel = first + i * out_w + j;
+          const int64_t pixel = first + i * tiling.width + j;
           const Vec<A> v = affine<T>(out[i][j], epilogue, k, pixel, n);
           store_n(y + pixel * y_pixel_stride + k, activate(v, epilogue.activation, epilogue.alpha), n);
         }
@@ -228,15 +204,10 @@ template <class T> void winograd_fprop(const ConvProblem& p, const Operands& ope
   pack.w = static_cast<const T*>(operands.w);
   pack.taps = p.r * p.s;
   pack.depth = p.c;
-  const Winograd<T> conv{.images = p.n,
-                         .x = static_cast<const T*>(operands.x),
-                         .in_h = p.h,
-                         .in_w = p.w,
-                         .x_pixel_stride = p.x_stride(),
+  const Winograd<T> conv{.x = {static_cast<const T*>(operands.x), p.h, p.w, p.x_stride(), p.c},
                          .depth = p.c,
                          .y = static_cast<T*>(operands.y),
-                         .out_h = p.p(),
-                         .out_w = p.q(),
+                         .tiling = {p.n, p.p(), p.q()},
                          .y_pixel_stride = p.y_stride(),
                          .columns = p.k,
                          .pad_top = p.pad_top,
@@ -253,15 +224,10 @@ template <class T> void winograd_dgrad(const ConvProblem& p, const Operands& ope
   pack.taps = p.r * p.s;
   pack.filters = p.k;
   pack.maps = p.c;
-  const Winograd<T> conv{.images = p.n,
-                         .x = static_cast<const T*>(operands.y),
-                         .in_h = p.p(),
-                         .in_w = p.q(),
-                         .x_pixel_stride = p.y_stride(),
+  const Winograd<T> conv{.x = {static_cast<const T*>(operands.y), p.p(), p.q(), p.y_stride(), p.k},
                          .depth = p.k,
                          .y = static_cast<T*>(operands.x),
-                         .out_h = p.h,
-                         .out_w = p.w,
+                         .tiling = {p.n, p.h, p.w},
                          .y_pixel_stride = p.x_stride(),
                          .columns = p.c,
                          .pad_top = kFilter - 1 - p.pad_top,
@@ -272,14 +238,6 @@ template <class T> void winograd_dgrad(const ConvProblem& p, const Operands& ope
   conv.run();
 }
 
-std::string why_not(const ConvProblem& p) {
-  if (p.r != kFilter || p.s != kFilter) return "the filter is not 3x3";
-  if (p.stride_h != 1 || p.stride_w != 1) return "the stride is not 1";
-  if (p.dilation_h != 1 || p.dilation_w != 1) return "the filter is dilated";
-  if (p.groups != 1) return "it computes one group";
-  return "";
-}
-
 // Products cost 36 multiplications a tile instead of 9 a pixel, and the filters' transform what 5 tiles do. Measured on
 // one Zen 4 core: a single image of 7x7 or 8x8 is 1.4 times as fast as by the implicit GEMM, 4x4 and 6x6 are slower. For
 // bf16 the alternative multiplies pairs, twice as fast; 28x28 is 1.4 times as fast, 14x14 as slow.
@@ -288,9 +246,8 @@ template <class T> std::string rather_not(const ConvProblem& p) {
   constexpr int64_t kFewMaps = 24, kPixelsPerTile = kPairs ? 10 : 4, kFilterTiles = kPairs ? 16 : 5;
   if (p.c < kFewMaps || p.k < kFewMaps) return "with few maps the transforms cost more than they save";
   const bool fprop = p.direction == Direction::fprop;
-  const int64_t height = fprop ? p.p() : p.h, width = fprop ? p.q() : p.w;
-  const int64_t tiles = p.n * ((height + kOut - 1) / kOut) * ((width + kOut - 1) / kOut);
-  if (p.n * height * width <= (tiles + kFilterTiles) * kPixelsPerTile)
+  const Tiling tiling{p.n, fprop ? p.p() : p.h, fprop ? p.q() : p.w};
+  if (p.n * tiling.height * tiling.width <= (tiling.count() + kFilterTiles) * kPixelsPerTile)
     return "with few pixels, or tiles that hang over, more is multiplied than saved";
   return "";
 }
@@ -305,9 +262,8 @@ template <class T> void append(KernelList& list) {
 
 void append_winograd(KernelList& list) {
   append<float>(list);
+  append<bf16>(list);
   append<f16>(list);
 }
-
-void append_winograd_bf16(KernelList& list) { append<bf16>(list); }
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA

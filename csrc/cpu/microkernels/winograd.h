@@ -108,4 +108,65 @@ template <class A> CNNKERN_INLINE void filter_tile(const A* w, int64_t tap, A* u
   }
 }
 
+// --- the adjoints, for wgrad: u = sum over tiles of (B' d B) . (A dy A'),  dw = G' u G ------------------------------
+
+// t <- A dy
+template <class V> CNNKERN_INLINE void transform_gradient(const V (&dy)[kOut], V (&t)[kIn]) {
+  const V even = dy[0] + dy[2], odd = dy[1] + dy[3];
+  t[0] = dy[0];
+  t[1] = even + odd;
+  t[2] = even - odd;
+  t[3] = dy[0] + dy[1] * 0.5f + dy[2] * 0.25f + dy[3] * 0.125f;
+  t[4] = dy[0] - dy[1] * 2.0f + dy[2] * 4.0f - dy[3] * 8.0f;
+  t[5] = dy[3];
+}
+
+// g <- G' u
+template <class V> CNNKERN_INLINE void transform_filter_gradient(const V (&u)[kIn], V (&g)[kFilter]) {
+  const V even = (u[1] - u[2]) * (1.0f / 3), odd = (u[1] + u[2]) * (1.0f / 3);
+  g[0] = u[0] + even - u[3] * (16.0f / 15) + u[4] * (1.0f / 15);
+  g[1] = odd - u[3] * (8.0f / 15) - u[4] * (2.0f / 15);
+  g[2] = even - u[3] * (4.0f / 15) + u[4] * (4.0f / 15) + u[5];
+}
+
+// One vector of maps of a tile of dy, whose pixel (i, j) is dy + i * row + j * pixel -> t + (i * kIn + j) * stride.
+template <class T>
+CNNKERN_INLINE void gradient_tile(const T* dy, int64_t row, int64_t pixel, int n, acc_t<T>* t, int64_t stride) {
+  using V = Vec<acc_t<T>>;
+  V columns[kIn][kOut];
+#pragma GCC unroll 4
+  for (int j = 0; j < kOut; ++j) {
+    V column[kOut], out[kIn];
+#pragma GCC unroll 4
+    for (int i = 0; i < kOut; ++i) column[i] = load_n(dy + i * row + j * pixel, n);
+    transform_gradient(column, out);
+#pragma GCC unroll 6
+    for (int i = 0; i < kIn; ++i) columns[i][j] = out[i];
+  }
+#pragma GCC unroll 6
+  for (int i = 0; i < kIn; ++i) {
+    V out[kIn];
+    transform_gradient(columns[i], out);
+#pragma GCC unroll 6
+    for (int j = 0; j < kIn; ++j) store(t + (i * kIn + j) * stride, out[j]);
+  }
+}
+
+// One vector of maps of u + (i * kIn + j) * stride -> the taps of dw.
+template <class A> CNNKERN_INLINE void filter_gradient(const A* u, int64_t stride, Vec<A> (&dw)[kFilter][kFilter]) {
+  using V = Vec<A>;
+  V rows[kFilter][kIn];
+#pragma GCC unroll 6
+  for (int j = 0; j < kIn; ++j) {
+    V column[kIn], out[kFilter];
+#pragma GCC unroll 6
+    for (int i = 0; i < kIn; ++i) column[i] = load(u + (i * kIn + j) * stride);
+    transform_filter_gradient(column, out);
+#pragma GCC unroll 3
+    for (int i = 0; i < kFilter; ++i) rows[i][j] = out[i];
+  }
+#pragma GCC unroll 3
+  for (int i = 0; i < kFilter; ++i) transform_filter_gradient(rows[i], dw[i]);
+}
+
 }  // namespace cnnkern::cpu::CNNKERN_ISA::winograd
