@@ -70,6 +70,7 @@ double cut_cycles(TileShape tile, Split split, int64_t points, int64_t columns, 
   constexpr double kPointCycles = 6;
   constexpr double kRegionCycles = 10000;   // one more fork and join
   constexpr double kSharedPageCycles = 10;  // a page of y that all threads write: where it is new, each faults on it
+  constexpr double kSharedCycles = 5;       // a step of one column that another thread has packed, into its own cache
   const int64_t width = tile.vectors * lanes;
   const int64_t panels = (columns + width - 1) / width;
   const int last_vectors = static_cast<int>((columns - (panels - 1) * width + lanes - 1) / lanes);
@@ -84,8 +85,11 @@ double cut_cycles(TileShape tile, Split split, int64_t points, int64_t columns, 
     const double pages = static_cast<double>(points) * columns / lanes * kVectorBytes / 4096 * (threads > 1);
     return (mine - 1) * full + with_last + mine * width * depth * kPackCycles + pages * kSharedPageCycles;
   }
-  const double pack = columns * depth * kPackCycles;
-  return (panels - 1) * full + last + (split == Split::points ? pack / threads + kRegionCycles * (threads > 1) : pack);
+  const double steps = columns * depth;
+  if (split == Split::points_packing) return (panels - 1) * full + last + steps * kPackCycles;
+  const double others = steps * (threads - 1) / threads;
+  return (panels - 1) * full + last + (steps - others) * kPackCycles + others * kSharedCycles +
+         kRegionCycles * (threads > 1);
 }
 
 GemmCut choose_cut(int64_t lattices, int64_t points, int64_t columns, double depth, int64_t threads, int lanes,
