@@ -10,9 +10,10 @@
 // computed takes longer to read than to compute again: 0.4 ns a byte on two Zen 4 cores.
 //
 // Bound: FMA, 2*gemm_m*gemm_n*gemm_k / 4 flops where 4 divides the image. The transforms add a sixth to that at 64 maps,
-// less with more. Measured on one Zen 4 core: 56x56 images of 64 maps at 3.0 times the speed of the implicit GEMM, 14x14 of
-// 512 maps, a single image, at 2.0. The error against fp64 is up to four times that of direct convolution, and a value
-// that is not finite spreads over the tiles that see it: `strict` leaves this family out.
+// less with more. Measured on one Zen 4 core: 56x56 images of 64 maps at 2.8 times the speed of the implicit GEMM, 14x14 of
+// 512 maps, a single image, at 1.9. The error against fp64 is that of direct convolution from 128 maps on and up to three
+// times as large with fewer, and a value that is not finite spreads over the tiles that see it: `strict` leaves this
+// family out.
 #include "gemm_operands.h"
 #include "naming.h"
 #include "winograd_tiles.h"
@@ -23,7 +24,9 @@ namespace {
 using namespace winograd;
 
 constexpr int kTileRows = kRegisters >= 32 ? 14 : 6, kTileVectors = 2;  // of the GEMMs' register tile
-constexpr int64_t kBlockBytes = 640 * 1024;        // of v and m: with a panel's product of u they stay in L2
+constexpr int64_t kBlockBytes = 640 * 1024;  // of v and m: with a panel's product of u they stay in L2
+// Terms of a sum that are added up by themselves: 6% slower than 64, and half the error at 64 maps.
+constexpr int64_t kRun = 32;
 constexpr int64_t kMostCopiesBytes = 16 << 20;     // of u, one a thread
 constexpr int64_t kMinBlock = 28, kMaxBlock = 56;  // tiles
 
@@ -83,7 +86,7 @@ template <class T> class Winograd {
         const int64_t count = std::min(block, end - begin);
         for (int64_t t = 0; t < count; ++t) transform_tile(begin + t, v + t * v_row(), v_stride(block));
         for (int64_t panel = 0; panel < panels(); ++panel) {
-          products.multiply(u + panel * panel_size, 0, depth, count);
+          products.multiply(u + panel * panel_size, u_stride(depth), 0, depth, count);
           for (int64_t t = 0; t < count; ++t) write_tile(begin + t, products.of_tile(t), m_stride(block), panel);
         }
       }
@@ -103,7 +106,7 @@ template <class T> class Winograd {
         for (int64_t d = 0; d < depth; d += kDepthBlock) {
           const int64_t some = std::min(kDepthBlock, depth - d);
           transform_filters(taps + d * kWidth, some, u);
-          products.multiply(u, d, some, count);
+          products.multiply(u, u_stride(some), d, some, count);
         }
         for (int64_t t = 0; t < count; ++t) write_tile(t, products.of_tile(t), m_stride(count), panel);
       }
@@ -122,30 +125,35 @@ template <class T> class Winograd {
       for (int64_t t = 0; t < room; ++t) rows_[t] = v + t * conv.v_row(), pixels_[t] = t;
     }
 
-    // Adds `depth` elements of the sums, from `first`, for the first `count` tiles; u is those of one panel.
-    void multiply(const A* u, int64_t first, int64_t depth, int64_t count) const {
+    // Adds `depth` elements of the sums, from `first`, for the first `count` tiles; u[e] is those of one panel.
+    void multiply(const A* u, int64_t u_stride, int64_t first, int64_t depth, int64_t count) const {
       const int64_t no_offset = 0, parts = (count + kTileRows - 1) / kTileRows, most = (count + parts - 1) / parts;
       for (int e = 0; e < kProducts; ++e) {
-        const int64_t v_offset = e * v_stride_ + first;
         Tile<A, A> tile{.taps = 1,
                         .rows = nullptr,
                         .rows_per_tap = 0,
-                        .x_offsets = &v_offset,
+                        .x_offsets = nullptr,
                         .tap_offsets = &no_offset,
-                        .depth = depth,
-                        .panel = u + e * u_stride(depth),
+                        .depth = 0,
+                        .panel = nullptr,
                         .y = m_ + e * m_stride_,
                         .y_pixel_stride = kWidth,
                         .pixels = nullptr,
                         .fetch_rows = 0,
                         .column = 0,
                         .columns = kWidth};
-        EpilogueArgs<A> sums;
-        if (first) sums.residual = tile.y, sums.residual_pixel_stride = kWidth;
         for (int64_t t = 0; t < count; t += most) {
           tile.rows = rows_.data() + t;
           tile.pixels = pixels_.data() + t;
-          register_tile<A, A>(static_cast<int>(std::min(most, count - t)), kTileVectors)(tile, sums);
+          for (int64_t d = 0; d < depth; d += kRun) {
+            const int64_t v_offset = e * v_stride_ + first + d;
+            tile.x_offsets = &v_offset;
+            tile.depth = std::min(kRun, depth - d);
+            tile.panel = u + e * u_stride + d * kWidth;
+            EpilogueArgs<A> sums;
+            if (first + d) sums.residual = tile.y, sums.residual_pixel_stride = kWidth;
+            register_tile<A, A>(static_cast<int>(std::min(most, count - t)), kTileVectors)(tile, sums);
+          }
         }
       }
     }
