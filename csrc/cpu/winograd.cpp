@@ -4,16 +4,16 @@
 //          m[e][tile][k] = sum over c of v[e][tile][c] * u[e][c][k],  y = output transform of m
 //   dgrad  the same over dy with the filters rotated and their maps exchanged, padded by 2 - padding
 //
-// x and y NHWC with pixel strides, w KRSC. The 36 GEMMs run on brgemm_tile. What they multiply stays in the cache: where
-// there are more tiles than filters each thread takes some tiles, a block of them at a time, and computes all of u; else
-// it takes some panels of filters, a block of their depth at a time, and computes all of v. What another core has
-// computed takes longer to read than to compute again: 0.4 ns a byte on two Zen 4 cores.
+// x and y NHWC with pixel strides, w KRSC. The 36 GEMMs run on brgemm_tile. What they multiply stays in the cache:
+// where there are more tiles than filters each thread takes some tiles, a block of them at a time, and computes all of
+// u; else it takes some panels of filters, a block of their depth at a time, and computes all of v. What another core
+// has computed takes longer to read than to compute again: 0.4 ns a byte on two Zen 4 cores.
 //
-// Bound: FMA, 2*gemm_m*gemm_n*gemm_k / 4 flops where 4 divides the image. The transforms add a sixth to that at 64 maps,
-// less with more. Measured on one Zen 4 core: 56x56 images of 64 maps at 2.8 times the speed of the implicit GEMM, 14x14 of
-// 512 maps, a single image, at 1.9. The error against fp64 is that of direct convolution from 128 maps on and up to three
-// times as large with fewer, and a value that is not finite spreads over the tiles that see it: `strict` leaves this
-// family out.
+// Bound: FMA, 2*gemm_m*gemm_n*gemm_k / 4 flops where 4 divides the image. The transforms add a sixth to that at 64
+// maps, less with more. Measured on one Zen 4 core: 56x56 images of 64 maps at 2.8 times the speed of the implicit
+// GEMM, 14x14 of 512 maps, a single image, at 1.9. The error against fp64 is that of direct convolution from 128 maps
+// on and up to three times as large with fewer, and a value that is not finite spreads over the tiles that see it:
+// `strict` leaves this family out.
 #include "gemm_operands.h"
 #include "naming.h"
 #include "winograd_tiles.h"
@@ -253,8 +253,8 @@ template <class T> void winograd_dgrad(const ConvProblem& p, const Operands& ope
 }
 
 // Products cost 36 multiplications a tile instead of 9 a pixel, and the filters' transform what 5 tiles do. Measured on
-// one Zen 4 core: a single image of 7x7 or 8x8 is 1.4 times as fast as by the implicit GEMM, 4x4 and 6x6 are slower. For
-// bf16 the alternative multiplies pairs, twice as fast; 28x28 is 1.4 times as fast, 14x14 as slow.
+// one Zen 4 core: a single image of 7x7 or 8x8 is 1.4 times as fast as by the implicit GEMM, 4x4 and 6x6 are slower.
+// For bf16 the alternative multiplies pairs, twice as fast; 28x28 is 1.4 times as fast, 14x14 as slow.
 template <class T> std::string rather_not(const ConvProblem& p) {
   constexpr bool kPairs = std::is_same_v<T, bf16>;
   constexpr int64_t kFewMaps = 24, kPixelsPerTile = kPairs ? 10 : 4, kFilterTiles = kPairs ? 16 : 5;

@@ -3,13 +3,13 @@
 //   v[e] = input transform of x, d[e] = gradient transform of dy, for each of the 36 products e of a tile:
 //   u[e][k][c] = sum over tiles of d[e][tile][k] * v[e][tile][c],   dw = filter transform's adjoint of u
 //
-// Tiles are taken in chunks, which all threads transform; then they share the 36 GEMMs, which add to u. x and dy NHWC with
-// pixel strides, dw KRSC. dbias costs nothing: the product of the point (1, 1) is the sum of its tile of dy. Deterministic:
-// each sum is one thread's, the chunks add in order.
+// Tiles are taken in chunks, which all threads transform; then they share the 36 GEMMs, which add to u. x and dy NHWC
+// with pixel strides, dw KRSC. dbias costs nothing: the product of the point (1, 1) is the sum of its tile of dy.
+// Deterministic: each sum is one thread's, the chunks add in order.
 //
-// Bound: FMA, 2*gemm_m*gemm_n*gemm_k / 4 flops where 4 divides the image, and u, four times as large as dw, read and written
-// once a chunk. Measured on one Zen 4 core: 56x56 images of 64 maps at 3.1 times the speed of the implicit GEMM, 14x14
-// images of 256 maps at 2.3 in a batch of 16. Rounding as in winograd.cpp: `strict` leaves this kernel out.
+// Bound: FMA, 2*gemm_m*gemm_n*gemm_k / 4 flops where 4 divides the image, and u, four times as large as dw, read and
+// written once a chunk. Measured on one Zen 4 core: 56x56 images of 64 maps at 3.1 times the speed of the implicit
+// GEMM, 14x14 images of 256 maps at 2.3 in a batch of 16. Rounding as in winograd.cpp: `strict` leaves this kernel out.
 #include "gemm_operands.h"
 #include "naming.h"
 #include "wgrad_gemm.h"
@@ -123,8 +123,8 @@ template <class T> void winograd_wgrad(const ConvProblem& p, const Operands& ope
 }
 
 // Reading and writing u costs what 11 tiles do where it is in L3, 33 where it is not; a tile costs 36 multiplications
-// instead of 9 a pixel. Measured on one Zen 4 core, a single image: 14x14 of 256 maps 1.8 times as fast as by the implicit
-// GEMM, of 512 maps 1.05; 7x7 of 512 maps 0.3.
+// instead of 9 a pixel. Measured on one Zen 4 core, a single image: 14x14 of 256 maps 1.8 times as fast as by the
+// implicit GEMM, of 512 maps 1.05; 7x7 of 512 maps 0.3.
 std::string rather_not(const ConvProblem& p) {
   if (p.c < 24 || p.k < 24) return "with few maps the transforms cost more than they save";
   const Tiling tiling{p.n, p.p(), p.q()};

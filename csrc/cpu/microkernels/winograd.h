@@ -51,7 +51,8 @@ template <class V> CNNKERN_INLINE void transform_filter(const V (&g)[kFilter], V
   u[5] = g[2];
 }
 
-// One channel vector of a tile: x + i * row + j * pixel is pixel (i, j) -> v + (i * kIn + j) * stride is product (i, j).
+// One channel vector of a tile: x + i * row + j * pixel is pixel (i, j) -> v + (i * kIn + j) * stride is product (i,
+// j).
 template <class T>
 CNNKERN_INLINE void input_tile(const T* x, int64_t row, int64_t pixel, int n, acc_t<T>* v, int64_t stride) {
   using V = Vec<acc_t<T>>;
