@@ -27,8 +27,9 @@ constexpr int kTileRows = kRegisters >= 32 ? 14 : 6, kTileVectors = 2;  // of th
 constexpr int64_t kBlockBytes = 640 * 1024;  // of v and m: with a panel's product of u they stay in L2
 // Terms of a sum that are added up by themselves: 6% slower than 64, and half the error at 64 maps.
 constexpr int64_t kRun = 32;
-constexpr int64_t kMostCopiesBytes = 16 << 20;     // of u, one a thread
+constexpr int64_t kMostCopiesBytes = 24 << 20;     // of u or v, one a thread: they stay in L3
 constexpr int64_t kMinBlock = 28, kMaxBlock = 56;  // tiles
+constexpr int64_t kSharedBlock = 112;              // where u comes out of memory for each block
 
 template <class T> class Winograd {
   using A = acc_t<T>;
@@ -49,7 +50,8 @@ template <class T> class Winograd {
 
   void run() const {
     if (tiles() == 0 || columns == 0) return;
-    if (tiles() < columns && panels() >= thread_count()) split_panels();
+    const bool fewer_tiles = tiles() <= columns && panels() >= thread_count();
+    if (fewer_tiles && copies_fit(kProducts * v_stride(tiles()))) split_panels();
     else split_tiles();
   }
 
@@ -63,6 +65,11 @@ template <class T> class Winograd {
   static int64_t u_stride(int64_t depth) { return depth * kWidth + kPad; }
   static int64_t m_stride(int64_t tiles) { return tiles * kWidth + kPad; }
 
+  // Whether each thread may have so many products of its own.
+  static bool copies_fit(int64_t products) {
+    return thread_count() * products * static_cast<int64_t>(sizeof(A)) <= kMostCopiesBytes;
+  }
+
   // Each thread takes some tiles and transforms all filters, or, where so many copies would fill the caches, its share.
   void split_tiles() const {
     const int64_t panel_size = kProducts * u_stride(depth), size = panels() * panel_size;
@@ -71,12 +78,13 @@ template <class T> class Winograd {
         transform_filters(pack_panel(panel), depth, u + panel * panel_size);
     };
     A* shared = nullptr;
-    if (thread_count() * size * static_cast<int64_t>(sizeof(A)) > kMostCopiesBytes) {
+    if (!copies_fit(size)) {
       shared = scratch<A>(Scratch::packed, size);
       parallel_for(panels(), 1, [&](int64_t begin, int64_t end) { transform_panels(begin, end, shared); });
     }
     const int64_t fitting = kBlockBytes / (kProducts * (v_row() + kWidth) * static_cast<int64_t>(sizeof(A)));
-    const int64_t block = std::clamp<int64_t>(fitting, kMinBlock, kMaxBlock) / kTileRows * kTileRows;
+    const int64_t block =
+        (shared ? kSharedBlock : std::clamp<int64_t>(fitting, kMinBlock, kMaxBlock)) / kTileRows * kTileRows;
     parallel_for(tiles(), kTileRows, [&](int64_t begin, int64_t end) {
       A* u = shared;
       if (!u) transform_panels(0, panels(), u = scratch<A>(Scratch::packed, size));
