@@ -24,6 +24,7 @@ SHAPES = (
     "n1c3h31w29-k24r3s3-u2-p1",  # a stem with 3 maps
     "n2c3h40w40-k64r7s7-u2-p3-xs5",  # a stem whose dy fills vectors, x as a slice
     "n1c1h16w16-k33r5s5-p2-ys40",  # one map, and y as a slice
+    "n2c26h7w9-k27r5s5-p2x1",  # 5x5 filters of several vectors
     "n2c70h13w13-k66r1s1-u2-xs80",  # pointwise with a stride, x as a slice
     "n1c1024h4w4-k20r1s1",  # rows of x a multiple of 4096 bytes apart
     "n4c3h5w300-k4r1s7-p0x3",  # rows longer than a block of points
@@ -107,7 +108,7 @@ def test_nan_and_infinity_stay_where_they_are(kernel: str) -> None:
         assert torch.equal(result.isinf(), truth.isinf()), problem
 
 
-@pytest.mark.parametrize("kernel", [name for name in KERNELS if "winograd_fprop" in name])
+@pytest.mark.parametrize("kernel", [name for name in KERNELS if "winograd_fprop" in name and "4x4" in name])
 def test_what_is_not_finite_spreads_over_its_tile_and_no_further(kernel: str) -> None:
     """An input that is not finite shows in each output that sees it, and else only in the tiles of 4 x 4 that do."""
     for problem in computable(kernel, [ConvProblem.parse("fprop-f32-n2c40h18w21-k24r3s3-p1")]):
@@ -121,11 +122,11 @@ def test_what_is_not_finite_spreads_over_its_tile_and_no_further(kernel: str) ->
         assert not result[0][clean].isnan().any(), problem
 
 
-@pytest.mark.parametrize("shape", ["n1c32h30w30-k32r3s3-p1", "n2c64h28w28-k64r3s3-p1", "n4c512h14w14-k96r3s3-p1"])
+@pytest.mark.parametrize("shape", ["n1c32h30w30-k32r3s3-p1", "n2c64h28w28-k64r3s3-p1", "n2c48h35w35-k64r5s5-p2"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_winograd_is_chosen_and_at_most_four_times_as_far_off_as_torch(direction: str, shape: str) -> None:
+def test_the_chosen_kernel_is_at_most_four_times_as_far_off_as_torch(direction: str, shape: str) -> None:
     problem = ConvProblem.parse(f"{direction}-f32-{shape}")
-    assert testing.is_transformed(dispatch.choose(problem))
+    assert testing.is_transformed(dispatch.choose(problem)) == ((problem.r, direction) != (5, "wgrad"))
     given = testing.operands(problem)
     truth = testing.oracle(problem, given)
     assert testing.error(testing.run(problem, given), truth) <= 4 * testing.error(testing.vendor(problem, given), truth)

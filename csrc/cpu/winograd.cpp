@@ -1,4 +1,4 @@
-// Winograd convolution, F(4x4, 3x3): a quarter of the multiplications of a 3x3 filter, with other rounding.
+// Winograd convolution, F(4x4, 3x3) and F(2x2, 5x5): a quarter of a 3x3 filter's multiplications, 0.36 of a 5x5 one's.
 //
 //   fprop  u[e] = filter transform of w, v[e] = input transform of x, for each of the 36 products e of a tile:
 //          m[e][tile][k] = sum over c of v[e][tile][c] * u[e][c][k],  y = output transform of m
@@ -9,7 +9,7 @@
 // u; else it takes some panels of filters, a block of their depth at a time, and computes all of v. What another core
 // has computed takes longer to read than to compute again: 0.4 ns a byte on two Zen 4 cores.
 //
-// Bound: FMA, 2*gemm_m*gemm_n*gemm_k / 4 flops where 4 divides the image. The transforms add a sixth to that at 64
+// Bound: FMA, for 3x3 2*gemm_m*gemm_n*gemm_k / 4 flops where 4 divides the image. The transforms add a sixth to that at 64
 // maps, less with more. Measured on one Zen 4 core: 56x56 images of 64 maps at 2.8 times the speed of the implicit
 // GEMM, 14x14 of 512 maps, a single image, at 1.9. The error against fp64 is that of direct convolution from 128 maps
 // on and up to three times as large with fewer, and a value that is not finite spreads over the tiles that see it:
@@ -31,7 +31,8 @@ constexpr int64_t kMostCopiesBytes = 24 << 20;     // of u or v, one a thread: t
 constexpr int64_t kMinBlock = 28, kMaxBlock = 56;  // tiles
 constexpr int64_t kSharedBlock = 112;              // where u comes out of memory for each block
 
-template <class T> class Winograd {
+template <class T, int kFilter> class Winograd {
+  static constexpr int kOut = kOutOf(kFilter);
   using A = acc_t<T>;
   static constexpr int kLane = kLanes<T>, kWidth = kTileVectors * kLane;
   static constexpr int64_t kDepthBlock = 2048 / kWidth;  // of u, where it is computed as it is needed: 288 KiB
@@ -187,8 +188,8 @@ template <class T> class Winograd {
   void transform_filters(const A* taps, int64_t some, A* u) const {
     const int64_t tap = depth * kWidth, last = kFilter * kFilter - 1;
     for (int64_t at = 0; at < some * kWidth; at += kLane) {
-      if (rotated) filter_tile(taps + last * tap + at, -tap, u + at, u_stride(some));
-      else filter_tile(taps + at, tap, u + at, u_stride(some));
+      if (rotated) filter_tile<kFilter>(taps + last * tap + at, -tap, u + at, u_stride(some));
+      else filter_tile<kFilter>(taps + at, tap, u + at, u_stride(some));
     }
   }
 
@@ -221,71 +222,80 @@ template <class T> class Winograd {
   }
 };
 
-template <class T> void winograd_fprop(const ConvProblem& p, const Operands& operands) {
+template <class T, int kFilter> void winograd_fprop(const ConvProblem& p, const Operands& operands) {
   PackFilters<T> pack;
   pack.w = static_cast<const T*>(operands.w);
   pack.taps = p.r * p.s;
   pack.depth = p.c;
-  const Winograd<T> conv{.x = {static_cast<const T*>(operands.x), p.h, p.w, p.x_stride(), p.c},
-                         .depth = p.c,
-                         .y = static_cast<T*>(operands.y),
-                         .tiling = {p.n, p.p(), p.q()},
-                         .y_pixel_stride = p.y_stride(),
-                         .columns = p.k,
-                         .pad_top = p.pad_top,
-                         .pad_left = p.pad_left,
-                         .epilogue = epilogue_args<T>(p, operands, 0),
-                         .pack = &pack,
-                         .rotated = false};
+  const Winograd<T, kFilter> conv{.x = {static_cast<const T*>(operands.x), p.h, p.w, p.x_stride(), p.c},
+                                  .depth = p.c,
+                                  .y = static_cast<T*>(operands.y),
+                                  .tiling = {p.n, p.p(), p.q(), kOutOf(kFilter)},
+                                  .y_pixel_stride = p.y_stride(),
+                                  .columns = p.k,
+                                  .pad_top = p.pad_top,
+                                  .pad_left = p.pad_left,
+                                  .epilogue = epilogue_args<T>(p, operands, 0),
+                                  .pack = &pack,
+                                  .rotated = false};
   conv.run();
 }
 
-template <class T> void winograd_dgrad(const ConvProblem& p, const Operands& operands) {
+template <class T, int kFilter> void winograd_dgrad(const ConvProblem& p, const Operands& operands) {
   PackMaps<T> pack;
   pack.w = static_cast<const T*>(operands.w);
   pack.taps = p.r * p.s;
   pack.filters = p.k;
   pack.maps = p.c;
-  const Winograd<T> conv{.x = {static_cast<const T*>(operands.y), p.p(), p.q(), p.y_stride(), p.k},
-                         .depth = p.k,
-                         .y = static_cast<T*>(operands.x),
-                         .tiling = {p.n, p.h, p.w},
-                         .y_pixel_stride = p.x_stride(),
-                         .columns = p.c,
-                         .pad_top = kFilter - 1 - p.pad_top,
-                         .pad_left = kFilter - 1 - p.pad_left,
-                         .epilogue = {},
-                         .pack = &pack,
-                         .rotated = true};
+  const Winograd<T, kFilter> conv{.x = {static_cast<const T*>(operands.y), p.p(), p.q(), p.y_stride(), p.k},
+                                  .depth = p.k,
+                                  .y = static_cast<T*>(operands.x),
+                                  .tiling = {p.n, p.h, p.w, kOutOf(kFilter)},
+                                  .y_pixel_stride = p.x_stride(),
+                                  .columns = p.c,
+                                  .pad_top = kFilter - 1 - p.pad_top,
+                                  .pad_left = kFilter - 1 - p.pad_left,
+                                  .epilogue = {},
+                                  .pack = &pack,
+                                  .rotated = true};
   conv.run();
 }
 
-// Products cost 36 multiplications a tile instead of 9 a pixel, and the filters' transform what 5 tiles do. Measured on
-// one Zen 4 core: a single image of 7x7 or 8x8 is 1.4 times as fast as by the implicit GEMM, 4x4 and 6x6 are slower.
-// For bf16 the alternative multiplies pairs, twice as fast; 28x28 is 1.4 times as fast, 14x14 as slow.
-template <class T> std::string rather_not(const ConvProblem& p) {
+// A tile costs 36 multiplications instead of the filter's size a pixel, and the filters' transform what 5 tiles do.
+// Measured on one Zen 4 core with 3x3 filters: a single image of 7x7 or 8x8 is 1.4 times as fast as by the implicit
+// GEMM, 4x4 and 6x6 are slower. For bf16 the alternative multiplies pairs, twice as fast; 28x28 is 1.4 times as fast,
+// 14x14 as slow.
+template <class T, int kFilter> std::string rather_not(const ConvProblem& p) {
   constexpr bool kPairs = std::is_same_v<T, bf16>;
-  constexpr int64_t kFewMaps = 24, kPixelsPerTile = kPairs ? 10 : 4, kFilterTiles = kPairs ? 16 : 5;
+  constexpr int64_t kFewMaps = 24, kTileCost = kPairs ? 90 : 36, kFilterTiles = kPairs ? 16 : 5;
   if (p.c < kFewMaps || p.k < kFewMaps) return "with few maps the transforms cost more than they save";
   const bool fprop = p.direction == Direction::fprop;
-  const Tiling tiling{p.n, fprop ? p.p() : p.h, fprop ? p.q() : p.w};
-  if (p.n * tiling.height * tiling.width <= (tiling.count() + kFilterTiles) * kPixelsPerTile)
+  const Tiling tiling{p.n, fprop ? p.p() : p.h, fprop ? p.q() : p.w, kOutOf(kFilter)};
+  if (p.n * tiling.height * tiling.width * kFilter * kFilter <= (tiling.count() + kFilterTiles) * kTileCost)
     return "with few pixels, or tiles that hang over, more is multiplied than saved";
   return "";
 }
 
-template <class T> void append(KernelList& list) {
-  const auto name = [](Direction direction) { return kernel_name("winograd", direction, kDTypeOf<T>, "4x4"); };
-  list.push_back({name(Direction::fprop), why_not, rather_not<T>, winograd_fprop<T>});
-  list.push_back({name(Direction::dgrad), why_not, rather_not<T>, winograd_dgrad<T>});
+template <class T, int kFilter> void append(KernelList& list) {
+  const auto add = [&](Direction direction, auto run) {
+    list.push_back({kernel_name("winograd", direction, kDTypeOf<T>, tile_name<kFilter>()), why_not<kFilter>,
+                    rather_not<T, kFilter>, run});
+  };
+  add(Direction::fprop, winograd_fprop<T, kFilter>);
+  add(Direction::dgrad, winograd_dgrad<T, kFilter>);
+}
+
+template <class T> void append_filters(KernelList& list) {
+  append<T, 3>(list);
+  append<T, 5>(list);
 }
 
 }  // namespace
 
 void append_winograd(KernelList& list) {
-  append<float>(list);
-  append<bf16>(list);
-  append<f16>(list);
+  append_filters<float>(list);
+  append_filters<bf16>(list);
+  append_filters<f16>(list);
 }
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA

@@ -10,18 +10,18 @@
 
 namespace cnnkern::cpu::CNNKERN_ISA::winograd {
 
-// Images of outputs in tiles of kOut x kOut, the last ones of a row or a column hanging over.
+// Images of outputs in tiles of side x side, the last ones of a row or a column hanging over.
 struct Tiling {
-  int64_t images, height, width;
+  int64_t images, height, width, side;
 
-  int64_t rows() const { return (height + kOut - 1) / kOut; }
-  int64_t cols() const { return (width + kOut - 1) / kOut; }
+  int64_t rows() const { return (height + side - 1) / side; }
+  int64_t cols() const { return (width + side - 1) / side; }
   int64_t count() const { return images * rows() * cols(); }
 
   struct Place { int64_t image, h, w; };  // of a tile's first pixel
   Place place(int64_t tile) const {
     const int64_t row = tile / cols();
-    return {row / rows(), row % rows() * kOut, tile % cols() * kOut};
+    return {row / rows(), row % rows() * side, tile % cols() * side};
   }
 };
 
@@ -52,12 +52,18 @@ template <class T> Patch<T> patch(const Images<T>& from, int64_t image, int64_t 
   return {copy, size * from.maps, from.maps};
 }
 
-inline std::string why_not(const ConvProblem& p) {
-  if (p.r != kFilter || p.s != kFilter) return "the filter is not 3x3";
+template <int kFilter> std::string why_not(const ConvProblem& p) {
+  if (p.r != kFilter || p.s != kFilter) return "its filters are " + std::to_string(kFilter) + " pixels wide and high";
   if (p.stride_h != 1 || p.stride_w != 1) return "the stride is not 1";
   if (p.dilation_h != 1 || p.dilation_w != 1) return "the filter is dilated";
   if (p.groups != 1) return "it computes one group";
   return "";
+}
+
+// "<side>x<side>" of the output tile.
+template <int kFilter> std::string tile_name() {
+  const std::string side = std::to_string(kOutOf(kFilter));
+  return side + "x" + side;
 }
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA::winograd

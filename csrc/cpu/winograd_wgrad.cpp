@@ -1,4 +1,4 @@
-// Winograd's weight gradient, the adjoint of F(4x4, 3x3): a quarter of the multiplications of a 3x3 filter.
+// Winograd's weight gradient, the adjoint of F(4x4, 3x3). That of F(2x2, 5x5) would be ten times as far off as torch's.
 //
 //   v[e] = input transform of x, d[e] = gradient transform of dy, for each of the 36 products e of a tile:
 //   u[e][k][c] = sum over tiles of d[e][tile][k] * v[e][tile][c],   dw = filter transform's adjoint of u
@@ -20,6 +20,7 @@ namespace {
 
 using namespace winograd;
 
+constexpr int kFilter = 3, kOut = kOutOf(kFilter);
 constexpr int64_t kChunk = 96;       // tiles: a panel of v is 24 KiB in L1, u is repaid by 96 steps of each sum
 constexpr int64_t kRun = 24;         // tiles summed before they are added to u: with 96 the error is 1.5 times as large
 constexpr int kSumOfTile = kIn + 1;  // the product whose transform of dy is the sum of the tile
@@ -34,7 +35,7 @@ template <class T> class WinogradWgrad {
       : p_(p),
         x_{static_cast<const T*>(operands.x), p.h, p.w, p.x_stride(), p.c},
         dy_{static_cast<const T*>(operands.y), p.p(), p.q(), p.y_stride(), p.k},
-        tiling_{p.n, p.p(), p.q()},
+        tiling_{p.n, p.p(), p.q(), kOut},
         panels_(ceil_div(p.c, kWidth)),
         v_stride_(panels_ * kChunk * kWidth + kPad),
         d_row_(round_up(p.k, kPad) + kPad),
@@ -81,7 +82,7 @@ template <class T> class WinogradWgrad {
                  v_stride_);
     const Patch<T> dy = patch(dy_, at.image, at.h, at.w, kOut);
     for (int64_t k = 0; k < p_.k; k += kLane)
-      gradient_tile(dy.data + k, dy.row, dy.pixel, lanes(p_.k - k), d_ + t * d_row_ + k, d_stride_);
+      gradient_tile<kOut>(dy.data + k, dy.row, dy.pixel, lanes(p_.k - k), d_ + t * d_row_ + k, d_stride_);
   }
 
   static int lanes(int64_t rest) { return static_cast<int>(std::min<int64_t>(kLane, rest)); }
@@ -127,15 +128,15 @@ template <class T> void winograd_wgrad(const ConvProblem& p, const Operands& ope
 // implicit GEMM, of 512 maps 1.05; 7x7 of 512 maps 0.3.
 std::string rather_not(const ConvProblem& p) {
   if (p.c < 24 || p.k < 24) return "with few maps the transforms cost more than they save";
-  const Tiling tiling{p.n, p.p(), p.q()};
-  if (p.n * tiling.height * tiling.width <= 4 * (tiling.count() + 24))
+  const Tiling tiling{p.n, p.p(), p.q(), kOut};
+  if (p.n * tiling.height * tiling.width * kFilter * kFilter <= (tiling.count() + 24) * kProducts)
     return "with few pixels, or tiles that hang over, the sums of products cost more than they save";
   return "";
 }
 
 template <class T> void append(KernelList& list) {
-  list.push_back(
-      {kernel_name("winograd", Direction::wgrad, kDTypeOf<T>, "4x4"), why_not, rather_not, winograd_wgrad<T>});
+  list.push_back({kernel_name("winograd", Direction::wgrad, kDTypeOf<T>, tile_name<kFilter>()), why_not<kFilter>,
+                  rather_not, winograd_wgrad<T>});
 }
 
 }  // namespace

@@ -1,23 +1,29 @@
-// The transforms of F(4x4, 3x3): a tile of 4 x 4 outputs from 6 x 6 inputs with 36 multiplications instead of 144.
+// The transforms of F(m x m, r x r) with m + r - 1 = 6: a tile of m x m outputs from 6 x 6 inputs with 36
+// multiplications, where direct convolution takes m * m * r * r: 144 for F(4x4, 3x3), 100 for F(2x2, 5x5).
 //
-//   y = A' [(G g G') . (B' d B)] A     d input tile, g filter, . element by element   (Lavin and Gray, arXiv 1509.09308)
+//   y = A' [(G g G') . (B' d B)] A      d input tile, g filter, . element by element
 //
-// Toom-Cook's algorithm at the points 0, 1, -1, 1/2, -2 and infinity, which give half the rounding error of the usual
-// 0, 1, -1, 2, -2 (points as in Barabasz et al., arXiv 1803.10986). With M(z) = product of (z - point):
-//   row j of A'  powers 0 to 3 of point j
-//   row j of G   powers 0 to 2 of point j, over M'(point j)
+// Lavin and Gray (arXiv 1509.09308): Toom-Cook's algorithm at the points 0, 1, -1, 1/2, -2 and infinity, which give half
+// the rounding error of the usual 0, 1, -1, 2, -2 (points as in Barabasz et al., arXiv 1803.10986). With
+// M(z) = product of (z - point):
+//   row j of A'  powers 0 to m - 1 of point j
+//   row j of G   powers 0 to r - 1 of point j, over M'(point j): 1, 3, -3, -15/16, 15
 //   row j of B'  coefficients of M(z) / (z - point j)
-// and for infinity the highest power alone, in B' the coefficients of M. Below each is one dimension, on vectors whose
-// lanes are channels; the terms that rows share are computed once.
+// and for infinity the highest power alone, in B' the coefficients of M. Each function below is one dimension, on vectors
+// whose lanes are channels; 1 and -1 share their even and their odd terms.
 #pragma once
 
 #include "../simd/vec.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA::winograd {
 
-constexpr int kOut = 4, kIn = 6;      // pixels of a tile along one side
+constexpr int kIn = 6;                // pixels of an input tile along one side
 constexpr int kProducts = kIn * kIn;  // per tile and pair of maps
-constexpr int kFilter = kIn - kOut + 1;
+constexpr int kOutOf(int filter) { return kIn - filter + 1; }
+
+// Powers of the points 1/2 and -2.
+constexpr float half_to(int power) { return 1.0f / static_cast<float>(1 << power); }
+constexpr float minus_two_to(int power) { return (power % 2 ? -1.0f : 1.0f) * static_cast<float>(1 << power); }
 
 // d <- B' d
 template <class V> CNNKERN_INLINE void transform_input(V (&d)[kIn]) {
@@ -32,27 +38,69 @@ template <class V> CNNKERN_INLINE void transform_input(V (&d)[kIn]) {
 }
 
 // y <- A' m
-template <class V> CNNKERN_INLINE void transform_output(const V (&m)[kIn], V (&y)[kOut]) {
+template <class V, int kOut> CNNKERN_INLINE void transform_output(const V (&m)[kIn], V (&y)[kOut]) {
   const V even = m[1] + m[2], odd = m[1] - m[2];
-  y[0] = m[0] + even + (m[3] + m[4]);
-  y[1] = odd + m[3] * 0.5f - m[4] * 2.0f;
-  y[2] = even + m[3] * 0.25f + m[4] * 4.0f;
-  y[3] = odd + m[3] * 0.125f - m[4] * 8.0f + m[5];
+#pragma GCC unroll 6
+  for (int i = 0; i < kOut; ++i) {
+    y[i] = (i % 2 ? odd : even) + m[3] * half_to(i) + m[4] * minus_two_to(i);
+    if (i == 0) y[i] += m[0];
+    if (i == kOut - 1) y[i] += m[5];
+  }
 }
 
 // u <- G g
-template <class V> CNNKERN_INLINE void transform_filter(const V (&g)[kFilter], V (&u)[kIn]) {
-  const V even = (g[0] + g[2]) * (1.0f / 3), odd = g[1] * (1.0f / 3);
+template <class V, int kFilter> CNNKERN_INLINE void transform_filter(const V (&g)[kFilter], V (&u)[kIn]) {
+  V even = g[0], odd = g[1], at_half = g[0], at_minus_two = g[0];
+#pragma GCC unroll 6
+  for (int r = 1; r < kFilter; ++r) {
+    if (r > 1) (r % 2 ? odd : even) += g[r];
+    at_half += g[r] * half_to(r);
+    at_minus_two += g[r] * minus_two_to(r);
+  }
   u[0] = g[0];
-  u[1] = even + odd;
-  u[2] = odd - even;
-  u[3] = g[0] * (-16.0f / 15) - g[1] * (8.0f / 15) - g[2] * (4.0f / 15);
-  u[4] = g[0] * (1.0f / 15) - g[1] * (2.0f / 15) + g[2] * (4.0f / 15);
-  u[5] = g[2];
+  u[1] = (even + odd) * (1.0f / 3);
+  u[2] = (odd - even) * (1.0f / 3);
+  u[3] = at_half * (-16.0f / 15);
+  u[4] = at_minus_two * (1.0f / 15);
+  u[5] = g[kFilter - 1];
 }
 
-// One channel vector of a tile: x + i * row + j * pixel is pixel (i, j) -> v + (i * kIn + j) * stride is product (i,
-// j).
+// --- the adjoints, for wgrad: u = sum over tiles of (B' d B) . (A dy A'),  dw = G' u G ------------------------------
+
+// t <- A dy
+template <class V, int kOut> CNNKERN_INLINE void transform_gradient(const V (&dy)[kOut], V (&t)[kIn]) {
+  V even = dy[0], odd = dy[1], at_half = dy[0], at_minus_two = dy[0];
+#pragma GCC unroll 6
+  for (int i = 1; i < kOut; ++i) {
+    if (i > 1) (i % 2 ? odd : even) += dy[i];
+    at_half += dy[i] * half_to(i);
+    at_minus_two += dy[i] * minus_two_to(i);
+  }
+  t[0] = dy[0];
+  t[1] = even + odd;
+  t[2] = even - odd;
+  t[3] = at_half;
+  t[4] = at_minus_two;
+  t[5] = dy[kOut - 1];
+}
+
+// g <- G' u
+template <class V, int kFilter> CNNKERN_INLINE void transform_filter_gradient(const V (&u)[kIn], V (&g)[kFilter]) {
+  const V even = (u[1] - u[2]) * (1.0f / 3), odd = (u[1] + u[2]) * (1.0f / 3);
+  const V at_half = u[3] * (-16.0f / 15), at_minus_two = u[4] * (1.0f / 15);
+#pragma GCC unroll 6
+  for (int r = 0; r < kFilter; ++r) {
+    g[r] = (r % 2 ? odd : even) + at_half * half_to(r) + at_minus_two * minus_two_to(r);
+    if (r == 0) g[r] += u[0];
+    if (r == kFilter - 1) g[r] += u[5];
+  }
+}
+
+// --- two dimensions, of one vector of maps --------------------------------------------------------------------------
+
+// In all of them product (i, j) of a tile lies at (i * kIn + j) * stride.
+
+// x + i * row + j * pixel is pixel (i, j) of a tile -> v.
 template <class T>
 CNNKERN_INLINE void input_tile(const T* x, int64_t row, int64_t pixel, int n, acc_t<T>* v, int64_t stride) {
   using V = Vec<acc_t<T>>;
@@ -74,8 +122,8 @@ CNNKERN_INLINE void input_tile(const T* x, int64_t row, int64_t pixel, int n, ac
   }
 }
 
-// One vector of maps of a tile: m + (i * kIn + j) * stride is product (i, j) -> y.
-template <class A> CNNKERN_INLINE void output_tile(const A* m, int64_t stride, Vec<A> (&y)[kOut][kOut]) {
+// m -> the pixels of a tile of y.
+template <class A, int kOut> CNNKERN_INLINE void output_tile(const A* m, int64_t stride, Vec<A> (&y)[kOut][kOut]) {
   using V = Vec<A>;
   V rows[kOut][kIn];
 #pragma GCC unroll 6
@@ -84,77 +132,62 @@ template <class A> CNNKERN_INLINE void output_tile(const A* m, int64_t stride, V
 #pragma GCC unroll 6
     for (int i = 0; i < kIn; ++i) column[i] = load(m + (i * kIn + j) * stride);
     transform_output(column, out);
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int i = 0; i < kOut; ++i) rows[i][j] = out[i];
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int i = 0; i < kOut; ++i) transform_output(rows[i], y[i]);
 }
 
-// One vector of filters: w + (r * kFilter + s) * tap is tap (r, s) -> u + (i * kIn + j) * stride is product (i, j).
-template <class A> CNNKERN_INLINE void filter_tile(const A* w, int64_t tap, A* u, int64_t stride) {
+// w + (r * kFilter + s) * tap is tap (r, s) of the filters -> u.
+template <int kFilter, class A>
+CNNKERN_INLINE void filter_tile(const A* w, int64_t tap, A* u, int64_t stride) {
   using V = Vec<A>;
-  V columns[kFilter][kIn];
-#pragma GCC unroll 3
+  V rows[kIn][kFilter];
+#pragma GCC unroll 6
   for (int s = 0; s < kFilter; ++s) {
-    const V g[kFilter] = {load(w + s * tap), load(w + (kFilter + s) * tap), load(w + (2 * kFilter + s) * tap)};
-    transform_filter(g, columns[s]);
+    V g[kFilter], column[kIn];
+#pragma GCC unroll 6
+    for (int r = 0; r < kFilter; ++r) g[r] = load(w + (r * kFilter + s) * tap);
+    transform_filter(g, column);
+#pragma GCC unroll 6
+    for (int i = 0; i < kIn; ++i) rows[i][s] = column[i];
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kIn; ++i) {
     V row[kIn];
-    transform_filter({columns[0][i], columns[1][i], columns[2][i]}, row);
+    transform_filter(rows[i], row);
 #pragma GCC unroll 6
     for (int j = 0; j < kIn; ++j) store(u + (i * kIn + j) * stride, row[j]);
   }
 }
 
-// --- the adjoints, for wgrad: u = sum over tiles of (B' d B) . (A dy A'),  dw = G' u G ------------------------------
-
-// t <- A dy
-template <class V> CNNKERN_INLINE void transform_gradient(const V (&dy)[kOut], V (&t)[kIn]) {
-  const V even = dy[0] + dy[2], odd = dy[1] + dy[3];
-  t[0] = dy[0];
-  t[1] = even + odd;
-  t[2] = even - odd;
-  t[3] = dy[0] + dy[1] * 0.5f + dy[2] * 0.25f + dy[3] * 0.125f;
-  t[4] = dy[0] - dy[1] * 2.0f + dy[2] * 4.0f - dy[3] * 8.0f;
-  t[5] = dy[3];
-}
-
-// g <- G' u
-template <class V> CNNKERN_INLINE void transform_filter_gradient(const V (&u)[kIn], V (&g)[kFilter]) {
-  const V even = (u[1] - u[2]) * (1.0f / 3), odd = (u[1] + u[2]) * (1.0f / 3);
-  g[0] = u[0] + even - u[3] * (16.0f / 15) + u[4] * (1.0f / 15);
-  g[1] = odd - u[3] * (8.0f / 15) - u[4] * (2.0f / 15);
-  g[2] = even - u[3] * (4.0f / 15) + u[4] * (4.0f / 15) + u[5];
-}
-
-// One vector of maps of a tile of dy, whose pixel (i, j) is dy + i * row + j * pixel -> t + (i * kIn + j) * stride.
-template <class T>
+// dy + i * row + j * pixel is pixel (i, j) of a tile of dy -> t.
+template <int kOut, class T>
 CNNKERN_INLINE void gradient_tile(const T* dy, int64_t row, int64_t pixel, int n, acc_t<T>* t, int64_t stride) {
   using V = Vec<acc_t<T>>;
-  V columns[kIn][kOut];
-#pragma GCC unroll 4
+  V rows[kIn][kOut];
+#pragma GCC unroll 6
   for (int j = 0; j < kOut; ++j) {
     V column[kOut], out[kIn];
-#pragma GCC unroll 4
+#pragma GCC unroll 6
     for (int i = 0; i < kOut; ++i) column[i] = load_n(dy + i * row + j * pixel, n);
     transform_gradient(column, out);
 #pragma GCC unroll 6
-    for (int i = 0; i < kIn; ++i) columns[i][j] = out[i];
+    for (int i = 0; i < kIn; ++i) rows[i][j] = out[i];
   }
 #pragma GCC unroll 6
   for (int i = 0; i < kIn; ++i) {
-    V out[kIn];
-    transform_gradient(columns[i], out);
+    V row[kIn];
+    transform_gradient(rows[i], row);
 #pragma GCC unroll 6
-    for (int j = 0; j < kIn; ++j) store(t + (i * kIn + j) * stride, out[j]);
+    for (int j = 0; j < kIn; ++j) store(t + (i * kIn + j) * stride, row[j]);
   }
 }
 
-// One vector of maps of u + (i * kIn + j) * stride -> the taps of dw.
-template <class A> CNNKERN_INLINE void filter_gradient(const A* u, int64_t stride, Vec<A> (&dw)[kFilter][kFilter]) {
+// u -> the taps of dw.
+template <class A, int kFilter>
+CNNKERN_INLINE void filter_gradient(const A* u, int64_t stride, Vec<A> (&dw)[kFilter][kFilter]) {
   using V = Vec<A>;
   V rows[kFilter][kIn];
 #pragma GCC unroll 6
@@ -163,10 +196,10 @@ template <class A> CNNKERN_INLINE void filter_gradient(const A* u, int64_t strid
 #pragma GCC unroll 6
     for (int i = 0; i < kIn; ++i) column[i] = load(u + (i * kIn + j) * stride);
     transform_filter_gradient(column, out);
-#pragma GCC unroll 3
+#pragma GCC unroll 6
     for (int i = 0; i < kFilter; ++i) rows[i][j] = out[i];
   }
-#pragma GCC unroll 3
+#pragma GCC unroll 6
   for (int i = 0; i < kFilter; ++i) transform_filter_gradient(rows[i], dw[i]);
 }
 
