@@ -156,7 +156,7 @@ def _convolved(x: Tensor, w: Tensor, geometry: tuple[int, ...], flags: int) -> t
     z = gpu._nhwc_empty(problem.y_size, x)
     if z.numel() < 2 * max(problem.k, 1):
         raise ValueError(f"expected more than one value per map in training, and the result is {tuple(z.shape)}")
-    flags |= ONLY[tools.BACKEND] | gpu._alignment((x, w, z))
+    flags |= ONLY[tools.BACKEND] | gpu._operand_flags((x, w, z))
     operands = Operands(x, w, z, precision="tf32" if flags & TF32 else "ieee")
     return z, tools.conv_with_statistics(gpu._chosen(problem, flags, None), problem, operands, flags)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cnnkern import composed, dispatch
 from cnnkern.backends import KernelName, cuda, triton
-from cnnkern.flags import TF32, UNALIGNED
+from cnnkern.flags import GPU, TF32, UNALIGNED
 from cnnkern.operands import Operands, evenly_spaced, pixel_stride
 from cnnkern.ops import gives_channels_last, memory_format
 from cnnkern.problem import DTYPE_NAMES, ConvProblem, Epilogue, Prologue
@@ -110,12 +110,14 @@ def conv2d_backward(
 def _run(problem: ConvProblem, flags: int, name: str | None, shuffle: int = 1, **tensors: Tensor | None) -> None:
     precision = "tf32" if flags & TF32 else "ieee"
     operands = Operands(**tensors, shuffle=shuffle, precision=precision)  # type: ignore[arg-type]
-    _prepared(problem, flags | _alignment(tensors.values()), name)(operands)
+    _prepared(problem, flags | _operand_flags(tensors.values()), name)(operands)
 
 
-def _alignment(tensors: Iterable[Tensor | None]) -> int:
-    """The flag of tensors of which one does not begin at a multiple of 16 bytes."""
-    return 0 if all(tensor is None or tensor.data_ptr() % 16 == 0 for tensor in tensors) else UNALIGNED
+def _operand_flags(tensors: Iterable[Tensor | None]) -> int:
+    """The flags of tensors: on which GPU they are, and whether one does not begin at a multiple of 16 bytes."""
+    present = [tensor for tensor in tensors if tensor is not None]
+    aligned = all(tensor.data_ptr() % 16 == 0 for tensor in present)
+    return (present[0].get_device() + 1) << GPU | (0 if aligned else UNALIGNED)
 
 
 @functools.lru_cache(maxsize=1 << 16)

@@ -21,12 +21,12 @@ from cnnkern import dispatch, ops
 from cnnkern.backends import triton
 from cnnkern.flags import ONLY, TF32, UNALIGNED
 from cnnkern.gpu import (
-    _alignment,
     _check_alike,
     _gap,
     _krsc,
     _laid_out,
     _nhwc_empty,
+    _operand_flags,
     _per_map,
     _problem,
     _run,
@@ -135,7 +135,7 @@ def depthwise_separable(
     first = _problem("fprop", x.shape, dw_weight.shape, x.dtype, tuple(geometry), _gap(x), 0, Prologue(), dw_epilogue)
     second = _problem("fprop", first.y_size, pw_weight.shape, x.dtype, POINTWISE, 0, 0, Prologue(), pw_epilogue)
     backend = tools(flags)
-    why_not = backend.separable_why_not(first, second, flags | _alignment((x, dw_weight, pw_weight)))
+    why_not = backend.separable_why_not(first, second, flags | _operand_flags((x, dw_weight, pw_weight)))
     if kernel is not None:
         name = f"{backend.BACKEND}_depthwise_separable_fprop_{first.dtype}_nhwc_any__sm80"
         why_not = why_not if kernel == name else f"it is not {name}"
@@ -164,7 +164,7 @@ def conv2d_shuffled(
     maps = k if beside is None else 2 * k
     epilogue = Epilogue(activation, scale is not None, shift is not None, alpha=alpha)
     problem = _problem("fprop", x.shape, w.shape, x.dtype, tuple(geometry), _gap(x), maps, Prologue(), epilogue)
-    kernel = _shuffling_kernel(problem, flags)
+    kernel = _shuffling_kernel(problem, flags | _operand_flags((x,)))
     fits = beside is None or (beside.shape, beside.dtype) == (problem.y_size, x.dtype)
     if kernel is None or not fits or shuffle < 1 or maps % shuffle:
         return ops.conv2d_shuffled(x, w, scale, shift, beside, geometry, activation, alpha, shuffle, flags)
@@ -202,7 +202,7 @@ def conv2d_max_pool2d(
     problem = _problem("fprop", x.shape, w.shape, x.dtype, tuple(geometry), _gap(x), 0, Prologue(), epilogue)
     y = _nhwc_empty(_pooled_size(problem.y_size, window), x)
     backend = tools(flags)
-    if backend.conv_max_pool_why_not(problem, window, flags | _alignment((x, w))):
+    if backend.conv_max_pool_why_not(problem, window, flags | _operand_flags((x, w))):
         z = conv2d_fprop(x, w, scale, shift, None, geometry, activation, alpha, *NO_PROLOGUE, flags, None)
         y, _ = max_pool2d(z, kernel, stride, padding, (1, 1), ceil_mode)
     elif y.numel():

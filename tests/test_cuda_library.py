@@ -1,11 +1,12 @@
 """The CUDA library's C interface, which needs no GPU: lists, answers and refusals."""
 
 import pytest
+import torch
 
 import cnnkern
 from cnnkern import dispatch, testing
 from cnnkern.backends import KernelName, cuda
-from cnnkern.flags import ONLY, TF32
+from cnnkern.flags import GPU, ONLY, TF32
 from cnnkern.problem import DIRECTIONS, ConvProblem
 
 pytestmark = pytest.mark.skipif(not cuda.LIBRARY.exists(), reason="the CUDA kernels were not built: there is no nvcc")
@@ -38,6 +39,14 @@ def test_tf32_is_used_where_it_is_allowed():
 def test_a_backend_that_is_asked_for():
     assert dispatch.choose(PROBLEM, ONLY["cuda"], device="cuda").startswith("cuda_")
     assert dispatch.choose(PROBLEM, ONLY["triton"], device="cuda").startswith("triton_")
+
+
+def test_gpus_of_one_machine_may_differ(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: ((8, 6), (9, 0))[index])
+    monkeypatch.setattr(cuda, "_capability", cuda._capability.__wrapped__)
+    on_each = [{KernelName.parse(name).isa for name in able(PROBLEM, (index + 1) << GPU)} for index in (0, 1)]
+    assert on_each == [{"sm80"}, {"sm80", "sm90"}]
 
 
 def test_refusals_name_the_kernel_and_the_reason():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cnnkern.backends.base import Candidate
+from cnnkern.flags import gpu_of
 from cnnkern.operands import Operands, pixel_stride
 from cnnkern.problem import ConvProblem
 
@@ -125,12 +126,14 @@ def architectures() -> str:
     return library.cnnkern_cuda_architectures().decode() if library else ""
 
 
+def capability(flags: int = 0) -> int:
+    """That of the GPU that a kernel is chosen for, as 80 or 90."""
+    return _capability(gpu_of(flags)) if torch.cuda.is_available() else ASSUMED
+
+
 @functools.cache
-def capability() -> int:
-    """The GPU's, as 80 or 90."""
-    if not torch.cuda.is_available():
-        return ASSUMED
-    major, minor = torch.cuda.get_device_capability()
+def _capability(index: int) -> int:
+    major, minor = torch.cuda.get_device_capability(index)
     return 10 * major + minor
 
 
@@ -142,7 +145,8 @@ class PreparedCall:
 
     def __init__(self, kernel: str, problem: ConvProblem, flags: int) -> None:
         self._library = library()
-        self._handle = self._library.cnnkern_cuda_prepare(kernel.encode(), str(problem).encode(), flags, capability())
+        given = (kernel.encode(), str(problem).encode(), flags, capability(flags))
+        self._handle = self._library.cnnkern_cuda_prepare(*given)
         if not self._handle:
             raise RuntimeError(self._library.cnnkern_cuda_error().decode())
         self._workspace_bytes = self._library.cnnkern_cuda_workspace_bytes(self._handle)
@@ -164,9 +168,18 @@ class PreparedCall:
             0 if operands.residual is None else pixel_stride(operands.residual),
             *(narrow(vector, operands.x) for vector in given[3:7]),
         )
-        error = self._library.cnnkern_cuda_run(self._handle, pointers, *place(operands.x))
+        with current(operands.x):
+            error = self._library.cnnkern_cuda_run(self._handle, pointers, *place(operands.x))
         if error:
             raise RuntimeError(error.decode())
+
+
+def current(tensor: Tensor) -> torch.cuda.device_of:
+    """Within it, the tensor's GPU is the current one.
+
+    The library would see to that itself, but also give the GPU that was current before a context, some hundred MB.
+    """
+    return torch.cuda.device_of(tensor)
 
 
 def place(tensor: Tensor) -> tuple[int, int]:
@@ -200,7 +213,7 @@ class CudaBackend:
         library = _loaded()
         if library is None:
             return []
-        lines = library.cnnkern_cuda_candidates(str(problem).encode(), flags, capability())
+        lines = library.cnnkern_cuda_candidates(str(problem).encode(), flags, capability(flags))
         if lines is None:
             raise ValueError(library.cnnkern_cuda_error().decode())
         return [Candidate(*line.split("\t")) for line in lines.decode().splitlines()]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cnnkern.backends.cuda import Pointers, PreparedCall, capability, library, narrow, place
+from cnnkern.backends.cuda import Pointers, PreparedCall, capability, current, library, narrow, place
 from cnnkern.operands import Layer, Operands, SeparableOperands, pixel_stride
 from cnnkern.problem import ACTIVATIONS, DTYPE_NAMES, DTYPES, ConvProblem
 from cnnkern.window import Window
@@ -143,7 +143,7 @@ def separable(first: ConvProblem, second: ConvProblem, operands: SeparableOperan
 
 def conv_max_pool_why_not(problem: ConvProblem, window: Window, flags: int) -> str:
     """Empty, or why the convolution and its pooling are not one kernel's."""
-    given = (str(problem).encode(), _pooling_of(problem, window), flags, capability())
+    given = (str(problem).encode(), _pooling_of(problem, window), flags, capability(flags))
     return library().cnnkern_cuda_conv_max_pool2d_why_not(*given).decode()
 
 
@@ -154,7 +154,7 @@ def conv_max_pool(problem: ConvProblem, window: Window, operands: Operands, flag
         x=o.x.data_ptr(), w=o.w.data_ptr(), y=o.y.data_ptr(), scale=_at(o.scale), shift=_at(o.shift),
         narrow_scale=narrow(o.scale, o.x), narrow_shift=narrow(o.shift, o.x),
     )  # fmt: skip
-    given = (str(problem).encode(), _pooling_of(problem, window), ctypes.c_int64(flags), capability())
+    given = (str(problem).encode(), _pooling_of(problem, window), ctypes.c_int64(flags), capability(flags))
     _call("conv_max_pool2d", o.y, *given, ctypes.byref(pointers))
 
 
@@ -250,7 +250,9 @@ _prepared = functools.lru_cache(maxsize=1 << 12)(PreparedCall)
 
 def _call(name: str, written: Tensor, *arguments: Any) -> None:
     device, stream = place(written)
-    if error := getattr(library(), f"cnnkern_cuda_{name}")(*arguments, device, ctypes.c_void_p(stream)):
+    with current(written):
+        error = getattr(library(), f"cnnkern_cuda_{name}")(*arguments, device, ctypes.c_void_p(stream))
+    if error:
         raise RuntimeError(error.decode())
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from cnnkern.backends.base import Candidate
-from cnnkern.flags import UNALIGNED
+from cnnkern.flags import UNALIGNED, gpu_of
 from cnnkern.problem import ConvProblem
 
 if TYPE_CHECKING:
@@ -34,15 +34,18 @@ def why_missing(device: torch.device | None = None) -> str:
     return ""
 
 
-@functools.cache
-def chip(device: torch.device | None = None) -> Chip:
-    """What configs are picked by: the device's own figures, or those of an assumed card where there is none."""
+def chip(flags: int = 0) -> Chip:
+    """What configs are picked by: figures of the GPU that they are for, or of an assumed one where there is none."""
     from cnnkern.triton_kernels.configs import CHIPS
+
+    return _chip(gpu_of(flags)) if torch.cuda.is_available() else CHIPS[ASSUMED]
+
+
+@functools.cache
+def _chip(index: int) -> Chip:
     from cnnkern.triton_kernels.launch import Chip
 
-    if not torch.cuda.is_available():
-        return CHIPS[ASSUMED]
-    properties = torch.cuda.get_device_properties(device)
+    properties = torch.cuda.get_device_properties(index)
     return Chip(
         10 * properties.major + properties.minor,
         properties.multi_processor_count,
@@ -120,12 +123,12 @@ def _answers(kernel: TritonKernel, problem: ConvProblem, flags: int) -> Iterator
     x_row, y_row = problem.w * (problem.x_pixel_stride or problem.c), problem.q * (problem.y_pixel_stride or problem.k)
     if max(x_row, y_row) >= 2**31:
         why_not = "elements of a row are counted in 32 bits"
-    if kernel.capability > chip().capability:
+    if kernel.capability > chip(flags).capability:
         why_not = f"it needs compute capability {kernel.capability / 10}"
     if why_not:
         yield from ((config, why_not, "") for config in kernel.configs)
         return
-    picked = kernel.pick(problem, chip())
+    picked = kernel.pick(problem, chip(flags))
     yield picked, "", kernel.rather_not(problem)
     yield from (
         (config, "", f"a tile of {picked} is expected to be faster") for config in kernel.configs if config != picked

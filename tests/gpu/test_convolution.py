@@ -142,6 +142,17 @@ def test_a_side_stream_is_used():
     torch.testing.assert_close(y.double(), expected, rtol=1e-2, atol=1e-2)  # TF32
 
 
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+@pytest.mark.parametrize("backend", OWN_BACKENDS["cuda"])
+def test_a_gpu_that_is_not_the_current_one(backend):
+    layer, x = cnnkern.Conv2d(64, 64, 3), torch.randn(2, 64, 9, 9).to(memory_format=torch.channels_last)
+    with cnnkern.use(backend, fallback="raise"), torch.no_grad():
+        here, there = (layer.to(f"cuda:{i}")(x.to(f"cuda:{i}")) for i in (0, 1))
+    assert there.device.index == 1
+    assert torch.cuda.current_device() == 0
+    torch.testing.assert_close(there.cpu(), here.cpu(), rtol=1e-2, atol=1e-2)  # they may differ, and so their kernels
+
+
 @pytest.mark.parametrize("backend", OWN_BACKENDS["cuda"])
 def test_gradients_on_the_packages_kernels_alone(backend):
     ours, torchs = cnnkern.Conv2d(16, 24, 3, 2, 1, device="cuda"), torch.nn.Conv2d(16, 24, 3, 2, 1, device="cuda")
