@@ -72,12 +72,12 @@ template <class T, class Tile> class StemSums {
       uint32_t a[2][4];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        // Lanes of the same half step have one of two taps (float: all the same).
+        // Lanes of the same half step have one of two taps (float: all the same), which are as far apart in most steps:
+        // by a multiple of own.tap, so that the compiler keeps an address for each distance and not for each step.
         const int first = (2 * step + half) * Tile::kHalfTaps, second = first + Tile::kHalfTaps - 1;
-        const int tap = own.tap ? second : first;
-        const bool there = tap < Tile::kTaps;
-        const int offset =
-            own.tap ? Tile::offset(second < Tile::kTaps ? second : 0) : Tile::offset(first < Tile::kTaps ? first : 0);
+        const bool there = (own.tap ? second : first) < Tile::kTaps;
+        const int from = Tile::offset(first < Tile::kTaps ? first : 0);
+        const int offset = from + own.tap * (second < Tile::kTaps ? Tile::offset(second) - from : 0);
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
 #pragma unroll
