@@ -1,6 +1,6 @@
 // Statistics of the maps of z over its pixels, for batch normalisation in training.
 //
-//   partials [partials][3][maps]  of pixels that follow each other: count, mean, M2 (moments.h), in float
+//   partials [partials][3][maps]  each of pixels of its own: count, mean, M2 (moments.h), in float
 //   moments [4][maps]             mean, var = M2 / count, scale = gamma / sqrt(var + eps), shift = beta - mean * scale
 //
 // A convolution leaves partials in its epilogue, of the values that it writes, so that z is not read again for them;
@@ -31,15 +31,6 @@ template <class T> struct StatisticsParams {
   PixelRanges ranges;
 };
 
-template <int kVector> struct MomentsOfMaps {
-  Moments at[kVector];
-
-  __device__ void merge(const MomentsOfMaps& other) {
-#pragma unroll
-    for (int i = 0; i < kVector; ++i) at[i].merge(other.at[i]);
-  }
-};
-
 template <class T, int kVector>
 __global__ void __launch_bounds__(kRangeThreads) take_statistics(const StatisticsParams<T> o) {
   const PixelRanges::Own own = o.ranges.own();
@@ -48,16 +39,12 @@ __global__ void __launch_bounds__(kRangeThreads) take_statistics(const Statistic
   if (own.there) {
 #pragma unroll 4
     for (int64_t pixel = own.first; pixel < own.end; pixel += o.ranges.rows) {
-      const Vector<T, kVector> z = load_vector<kVector>(o.z + pixel * o.maps + map);
-      const float share = 1 / (moments.at[0].count + 1);
-#pragma unroll
-      for (int i = 0; i < kVector; ++i) moments.at[i].add(to_float(z[i]), share);
+      moments.add(load_vector<kVector>(o.z + pixel * o.maps + map));
     }
   }
   merge_rows(moments, own.row, o.ranges.rows, own.lane, o.ranges.lanes.divisor());
   if (own.row > 0 || !own.there) return;
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) store_moments(o.partials + own.range * 3 * o.maps + map + i, o.maps, moments.at[i]);
+  store_moments(o.partials + own.range * 3 * o.maps + map, o.maps, moments);
 }
 
 struct MergeParams {

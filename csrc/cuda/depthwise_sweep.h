@@ -10,6 +10,7 @@
 #pragma once
 
 #include "depthwise.h"
+#include "moments.h"
 
 namespace cnnkern::cuda {
 
@@ -21,7 +22,8 @@ template <int kFilter_, int kStep_, int kParts_, int kColumns_, int kMaps_> stru
   static constexpr int kRead = (kColumns - 1) * kStep + kTaps;
   static constexpr int kWritten = kColumns * kParts;
   static constexpr int kFilterTaps = kFilter * kFilter;
-  static constexpr int kBlocks = kFilter == 3 ? 3 : 2;  // of a multiprocessor
+  static constexpr int kBlocks = kFilter == 3 ? 3 : 2;          // of a multiprocessor
+  static constexpr bool kCounted = kParts == 1 && kFilter < 7;  // statistics of y: 7x7 has no registers left for them
   // The filter's tap that stands at place `at` of a window in one part, on one axis; kFilter or more: none.
   static constexpr __host__ __device__ int tap(int at, int part) {
     return kParts == 1 ? at : kParts * (kTaps - 1 - at) + part;
@@ -34,6 +36,7 @@ template <class T> struct SweepParams {
   Affine<T> prologue;  // its activation is a clamp
   bool has_prologue;
   FusedEpilogue<T> epilogue;
+  float* statistics;                       // of y without an epilogue: a partial of each block; null: not wanted
   int from_pixel_stride, to_pixel_stride;  // at most kMostPixelStride
   DepthwiseTiling tiling;
   Divider bands;              // that the rows of places are cut into
@@ -69,7 +72,8 @@ template <class T, class Tile> __device__ void stage(const SweepParams<T>& o, in
 }
 
 // What is staged of one thread's maps. The filters are not kept in registers: each read of a weight serves the thread's
-// columns, and what is free keeps more rows of x under way.
+// columns, and what is free keeps more rows of x under way. Nor are the moments of what it has written so far, which are
+// behind all that is staged.
 template <class Tile> class OwnMaps {
  public:
   __device__ OwnMaps(int lane, int lanes)
@@ -78,6 +82,9 @@ template <class Tile> class OwnMaps {
     return rows_.template load_vector<Tile::kMaps>(tap * row_stride_);
   }
   __device__ Vector<float, Tile::kMaps> operator[](Staged what) const { return weights(Tile::kFilterTaps + what); }
+  __device__ Shared<Moments> moments() const {
+    return shared_memory<Moments>(row_stride_ * (Tile::kFilterTaps + kStagedRows) * 4) + static_cast<int>(threadIdx.x);
+  }
 
  private:
   Shared<float> rows_;
@@ -113,6 +120,23 @@ __device__ void accumulate(Sums<Tile>& sums, const PixelRow<T, Tile::kRead, Tile
   }
 }
 
+// Takes a row that is written into the thread's moments.
+template <class T, class Tile>
+__device__ void take(const float (&row)[Tile::kWritten][Tile::kMaps], uint32_t inside, const Shared<Moments>& at) {
+  Moments moments[Tile::kMaps];
+#pragma unroll
+  for (int v = 0; v < Tile::kMaps; ++v) moments[v] = at.load(v * kDepthwiseThreads);
+#pragma unroll
+  for (int q = 0; q < Tile::kWritten; ++q) {
+    if (!(inside >> q & 1)) continue;
+    const float share = 1 / (moments[0].count + 1);
+#pragma unroll
+    for (int v = 0; v < Tile::kMaps; ++v) moments[v].add(to_float(from_float<T>(row[q][v])), share);
+  }
+#pragma unroll
+  for (int v = 0; v < Tile::kMaps; ++v) at.store(v * kDepthwiseThreads, moments[v]);
+}
+
 // Writes one row of kWritten pixels, the first of which is in column `column` and may be outside, as may be the last.
 template <class T, class Tile>
 __device__ void write_row(const SweepParams<T>& o, float (&row)[Tile::kWritten][Tile::kMaps], int64_t first_pixel,
@@ -145,28 +169,18 @@ __device__ void write_row(const SweepParams<T>& o, float (&row)[Tile::kWritten][
     for (int v = 0; v < Tile::kMaps; ++v) y[v] = from_float<T>(row[q][v]);
     store_vector(to + q * o.to_pixel_stride, y);
   }
+  if (Tile::kCounted && o.statistics) take<T, Tile>(row, inside, own.moments());
 }
 
-// grid: tiles of maps x bands of rows x groups of columns
+// A thread's columns of a band, from its first row of places to its last.
 template <class T, class Tile>
-__global__ void __launch_bounds__(kDepthwiseThreads, Tile::kBlocks) depthwise_sweep(const SweepParams<T> o) {
-  int block = blockIdx.x, group = threadIdx.x;
-  const int first_map = o.tiling.map_tiles.split(block) * o.tiling.lanes.divisor() * Tile::kMaps;
-  const int band = o.bands.split(block), lane = o.tiling.lanes.split(group);
-  stage<T, Tile>(o, first_map);
-  __syncthreads();  // what is staged is there for all; nothing is written to shared memory after this
-
-  const int map = first_map + lane * Tile::kMaps;
-  const uint32_t columns = static_cast<uint32_t>(block) * o.tiling.block_groups + group;
-  if (group >= o.tiling.block_groups || map >= o.maps || columns >= static_cast<uint32_t>(o.tiling.groups)) return;
-  int image = static_cast<int>(columns);
+__device__ void sweep(const SweepParams<T>& o, int image, int band, int map, const OwnMaps<Tile>& own) {
   const int place_column = o.tiling.width.split(image) * Tile::kColumns;
   const int column = place_column * Tile::kStep - o.pad_left;
   const uint32_t columns_there = columns_inside<Tile::kRead>(column, o.from_w);
   const T* const from = o.from + (int64_t{image} * o.from_h * o.from_w + column) * o.from_pixel_stride + map;
   const int64_t row_stride = int64_t{o.from_w} * o.from_pixel_stride;
 
-  const OwnMaps<Tile> own(lane, o.tiling.lanes.divisor());
   const int first = band * o.band_rows, last = min(first + o.band_rows, o.place_rows);
   const auto load = [&](PixelRow<T, Tile::kRead, Tile::kMaps>& row, int h) {
     row.load(from + h * row_stride, o.from_pixel_stride, columns_there, h >= 0 && h < o.from_h);
@@ -204,6 +218,37 @@ __global__ void __launch_bounds__(kDepthwiseThreads, Tile::kBlocks) depthwise_sw
   }
 }
 
+// Merges the moments of a block's threads, and writes them.
+template <class T, class Tile>
+__device__ void store_statistics(const SweepParams<T>& o, const OwnMaps<Tile>& own, int64_t partial, int map, int group,
+                                 int lane) {
+  MomentsOfMaps<Tile::kMaps> moments;
+#pragma unroll
+  for (int v = 0; v < Tile::kMaps; ++v) moments.at[v] = own.moments().load(v * kDepthwiseThreads);
+  __syncthreads();  // all that was in shared memory is read
+  merge_rows(moments, group, o.tiling.block_groups, lane, o.tiling.lanes.divisor());
+  if (group == 0 && map < o.maps) store_moments(o.statistics + partial * 3 * o.maps + map, o.maps, moments);
+}
+
+// grid: tiles of maps x bands of rows x groups of columns
+template <class T, class Tile>
+__global__ void __launch_bounds__(kDepthwiseThreads, Tile::kBlocks) depthwise_sweep(const SweepParams<T> o) {
+  int block = blockIdx.x, group = threadIdx.x;
+  const int lanes = o.tiling.lanes.divisor(), first_map = o.tiling.map_tiles.split(block) * lanes * Tile::kMaps;
+  const int band = o.bands.split(block), lane = o.tiling.lanes.split(group), map = first_map + lane * Tile::kMaps;
+  const OwnMaps<Tile> own(lane, lanes);
+  stage<T, Tile>(o, first_map);
+  if (Tile::kCounted && o.statistics)
+    for (int v = 0; v < Tile::kMaps; ++v) own.moments().store(v * kDepthwiseThreads, {});
+  __syncthreads();  // what is staged is there for all
+
+  const uint32_t columns = static_cast<uint32_t>(block) * o.tiling.block_groups + group;
+  if (group < o.tiling.block_groups && map < o.maps && columns < static_cast<uint32_t>(o.tiling.groups))
+    sweep<T, Tile>(o, static_cast<int>(columns), band, map, own);
+  if (Tile::kCounted && o.statistics)
+    store_statistics<T, Tile>(o, own, int64_t{block} * o.bands.divisor() + band, map, group, lane);
+}
+
 // Rows of a band: as many as leave 8 blocks for each of 132 multiprocessors, but not fewer than 4 times what two
 // neighbouring bands both read.
 inline int64_t band_rows(int64_t rows, int64_t blocks, int64_t reach) {
@@ -212,19 +257,38 @@ inline int64_t band_rows(int64_t rows, int64_t blocks, int64_t reach) {
   return std::min(std::max((rows + bands - 1) / bands, 4 * reach), rows);
 }
 
+// How a problem is cut: blocks are tiles of maps x bands of rows x tiles of groups of columns.
+template <class Tile> struct SweepCut {
+  int64_t to_h, to_w;
+  // In parts, places are counted from the first tap of the first window, which may be in the padding.
+  int64_t origin_top, origin_left;
+  int64_t place_rows, place_columns;
+  DepthwiseTiling tiling;
+  int64_t tiles, rows, bands;
+
+  explicit SweepCut(const ConvProblem& p)
+      : to_h(p.direction == Direction::fprop ? p.p() : p.h),
+        to_w(p.direction == Direction::fprop ? p.q() : p.w),
+        origin_top(Tile::kParts == 2 ? p.pad_top : 0),
+        origin_left(Tile::kParts == 2 ? p.pad_left : 0),
+        place_rows((to_h + origin_top + Tile::kParts - 1) / Tile::kParts),
+        place_columns((to_w + origin_left + Tile::kParts - 1) / Tile::kParts),
+        tiling(p.c, Tile::kMaps, p.n, place_columns, Tile::kColumns),
+        tiles((tiling.groups + int64_t{tiling.block_groups} - 1) / tiling.block_groups),
+        rows(band_rows(place_rows, tiles * tiling.map_tiles.divisor(), Tile::kReach)),
+        bands((place_rows + rows - 1) / rows) {}
+};
+
+template <class Tile> int64_t sweep_partials(const ConvProblem& p) {
+  const SweepCut<Tile> cut(p);
+  return cut.tiles * cut.bands;
+}
+
 template <class T, class Tile> void run_sweep(const Operands& operands, const Call& call) {
   const ConvProblem& p = call.problem;
   const bool fprop = p.direction == Direction::fprop;
   const auto whole = [](int64_t v) { return static_cast<int>(v); };
-  const int64_t to_h = fprop ? p.p() : p.h, to_w = fprop ? p.q() : p.w;
-  // In parts, places are counted from the first tap of the first window, which may be in the padding.
-  const int64_t origin_top = Tile::kParts == 2 ? p.pad_top : 0, origin_left = Tile::kParts == 2 ? p.pad_left : 0;
-  const int64_t place_rows = (to_h + origin_top + Tile::kParts - 1) / Tile::kParts;
-  const int64_t place_columns = (to_w + origin_left + Tile::kParts - 1) / Tile::kParts;
-  const DepthwiseTiling tiling(p.c, Tile::kMaps, p.n, place_columns, Tile::kColumns);
-  const int64_t tiles = (tiling.groups + int64_t{tiling.block_groups} - 1) / tiling.block_groups;
-  const int64_t rows = band_rows(place_rows, tiles * tiling.map_tiles.divisor(), Tile::kReach);
-  const int64_t bands = (place_rows + rows - 1) / rows;
+  const SweepCut<Tile> cut(p);
   const int64_t turned_top = Tile::kTaps - 1 - (Tile::kParts == 1 ? p.pad_top : 0);
   const int64_t turned_left = Tile::kTaps - 1 - (Tile::kParts == 1 ? p.pad_left : 0);
   const SweepParams<T> o{.from = static_cast<const T*>(fprop ? operands.x : operands.y),
@@ -233,26 +297,28 @@ template <class T, class Tile> void run_sweep(const Operands& operands, const Ca
                          .prologue = prologue_of<T>(p, operands),
                          .has_prologue = p.prologue != Prologue{},
                          .epilogue = epilogue_of<T>(p, operands),
+                         .statistics = fprop ? operands.statistics : nullptr,
                          .from_pixel_stride = whole(fprop ? p.x_stride() : p.y_stride()),
                          .to_pixel_stride = whole(fprop ? p.y_stride() : p.x_stride()),
-                         .tiling = tiling,
-                         .bands = Divider(bands),
-                         .band_rows = whole(rows),
-                         .place_rows = whole(place_rows),
+                         .tiling = cut.tiling,
+                         .bands = Divider(cut.bands),
+                         .band_rows = whole(cut.rows),
+                         .place_rows = whole(cut.place_rows),
                          .maps = whole(p.c),
                          .from_h = whole(fprop ? p.h : p.p()),
                          .from_w = whole(fprop ? p.w : p.q()),
-                         .to_h = whole(to_h),
-                         .to_w = whole(to_w),
+                         .to_h = whole(cut.to_h),
+                         .to_w = whole(cut.to_w),
                          .pad_top = whole(fprop ? p.pad_top : turned_top),
                          .pad_left = whole(fprop ? p.pad_left : turned_left),
-                         .origin_top = whole(origin_top),
-                         .origin_left = whole(origin_left),
+                         .origin_top = whole(cut.origin_top),
+                         .origin_left = whole(cut.origin_left),
                          .turned = !fprop && Tile::kParts == 1};
-  const int staged = tiling.lanes.divisor() * Tile::kMaps * (Tile::kFilterTaps + kStagedRows);
-  const Grid grid{.x = tiling.map_tiles.divisor() * bands * tiles,
+  const int staged = cut.tiling.lanes.divisor() * Tile::kMaps * (Tile::kFilterTaps + kStagedRows);
+  const int moments = o.statistics ? kDepthwiseThreads * static_cast<int>(sizeof(MomentsOfMaps<Tile::kMaps>)) : 0;
+  const Grid grid{.x = cut.tiling.map_tiles.divisor() * cut.bands * cut.tiles,
                   .threads = kDepthwiseThreads,
-                  .shared_bytes = staged * static_cast<int>(sizeof(float))};
+                  .shared_bytes = staged * static_cast<int>(sizeof(float)) + moments};
   launch(depthwise_sweep<T, Tile>, grid, o, call);
 }
 
@@ -267,8 +333,12 @@ template <class Tile> std::string sweep_name() {
 }
 
 template <class T, class Tile> void append_sweep(KernelList& list, Direction direction) {
-  list.push_back({kernel_name("depthwise", direction, kDTypeOf<T>, sweep_name<Tile>()), why_not_swept<Tile>, nullptr,
-                  nullptr, run_sweep<T, Tile>});
+  list.push_back({.name = kernel_name("depthwise", direction, kDTypeOf<T>, sweep_name<Tile>()),
+                  .why_not = why_not_swept<Tile>,
+                  .rather_not = nullptr,
+                  .workspace_bytes = nullptr,
+                  .run = run_sweep<T, Tile>,
+                  .partials = Tile::kCounted && direction == Direction::fprop ? sweep_partials<Tile> : nullptr});
 }
 
 }  // namespace cnnkern::cuda

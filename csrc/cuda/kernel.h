@@ -55,7 +55,7 @@ struct Kernel {
   int64_t (*workspace_bytes)(const ConvProblem&);
   void (*run)(const Operands&, const Call&);
   // How many partial statistics of y it leaves where they are asked for and the problem has no epilogue: of each map
-  // count, mean and sum of squared deviations, over pixels that follow those of the partial before. Null, or 0: none.
+  // count, mean and sum of squared deviations, each over pixels of its own. Null, or 0: none.
   int64_t (*partials)(const ConvProblem&) = nullptr;
 };
 

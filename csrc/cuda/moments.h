@@ -29,6 +29,21 @@ struct Moments {
   }
 };
 
+// Of neighbouring maps over the same values.
+template <int kMaps> struct MomentsOfMaps {
+  Moments at[kMaps];
+
+  template <class T> __device__ void add(const Vector<T, kMaps>& values) {
+    const float share = 1 / (at[0].count + 1);
+#pragma unroll
+    for (int i = 0; i < kMaps; ++i) at[i].add(to_float(values[i]), share);
+  }
+  __device__ void merge(const MomentsOfMaps& other) {
+#pragma unroll
+    for (int i = 0; i < kMaps; ++i) at[i].merge(other.at[i]);
+  }
+};
+
 // Of one map in partial statistics [partials][3][maps]: count, mean and M2.
 __device__ inline Moments load_moments(const float* from, int64_t maps) {
   return {from[0], from[maps], from[2 * maps]};
@@ -37,6 +52,10 @@ __device__ inline void store_moments(float* to, int64_t maps, const Moments& mom
   to[0] = moments.count;
   to[maps] = moments.mean;
   to[2 * maps] = moments.m2;
+}
+template <int kMaps> __device__ void store_moments(float* to, int64_t maps, const MomentsOfMaps<kMaps>& moments) {
+#pragma unroll
+  for (int i = 0; i < kMaps; ++i) store_moments(to + i, maps, moments.at[i]);
 }
 
 // Merges the values of all rows of a block's threads [rows][lanes] into row 0's, the upper half into the lower until

@@ -207,29 +207,29 @@ class Trial {
                  : "";
   }
 
-  // Statistics of the values that were written, in the pixels that each partial says to be of.
+  // Statistics of the values that were written: what the partials, each of some of the pixels, come to together.
   std::string compare_statistics(const Buffer& y, const Buffer& statistics, int64_t partials) const {
     const int64_t pixels = p_.n * p_.p() * p_.q();
     for (int64_t k = 0; k < p_.k; ++k) {
-      int64_t next = 0;
+      double count = 0, found_mean = 0, found_m2 = 0, mean = 0, m2 = 0, square = 0;
       for (int64_t i = 0; i < partials; ++i) {
         const auto found = [&](int64_t which) { return statistics.result((i * 3 + which) * p_.k + k); };
-        const auto last = next + static_cast<int64_t>(found(0));
-        if (!(found(0) >= 1) || last > pixels) return "a partial is of no pixels, or of too many";
-        double mean = 0, m2 = 0, square = 0;
-        for (int64_t pixel = next; pixel < last; ++pixel) mean += y.result(pixel * p_.k + k) / found(0);
-        for (; next < last; ++next) {
-          const double value = y.result(next * p_.k + k);
-          m2 += (value - mean) * (value - mean);
-          square += value * value;
-        }
-        const double eps = 0x1p-18, typical = std::sqrt(square / found(0));
-        if (std::abs(found(1) - mean) > eps * typical || std::abs(found(2) - m2) > eps * (m2 + eps * square))
-          return "partial " + std::to_string(i) + " of map " + std::to_string(k) + ": mean " +
-                 std::to_string(found(1)) + ", M2 " + std::to_string(found(2)) + ", not " + std::to_string(mean) +
-                 ", " + std::to_string(m2);
+        if (!(found(0) >= 1)) return "a partial is of no pixels";
+        const double difference = found(1) - found_mean, share = found(0) / (count += found(0));
+        found_mean += difference * share;
+        found_m2 += found(2) + difference * difference * (count * share) * (1 - share);
       }
-      if (next != pixels) return "partials are of some pixels alone";
+      if (count != static_cast<double>(pixels)) return "partials are not of each pixel once";
+      for (int64_t pixel = 0; pixel < pixels; ++pixel) mean += y.result(pixel * p_.k + k) / count;
+      for (int64_t pixel = 0; pixel < pixels; ++pixel) {
+        const double value = y.result(pixel * p_.k + k);
+        m2 += (value - mean) * (value - mean);
+        square += value * value;
+      }
+      const double eps = 0x1p-18, typical = std::sqrt(square / count);
+      if (std::abs(found_mean - mean) > eps * typical || std::abs(found_m2 - m2) > eps * (m2 + eps * square))
+        return "of map " + std::to_string(k) + " mean " + std::to_string(found_mean) + ", M2 " +
+               std::to_string(found_m2) + ", not " + std::to_string(mean) + ", " + std::to_string(m2);
     }
     return "";
   }
