@@ -26,6 +26,7 @@
 #include "gemm_slab.h"
 #include "grouped.h"
 #include "kernel_list.h"
+#include "moments.h"
 
 namespace cnnkern::cuda {
 namespace {
@@ -43,6 +44,7 @@ template <class T> struct Params {
   const T *in, *w;
   T* out;
   FusedEpilogue<T> epilogue;
+  float* statistics;  // of y without an epilogue: a partial of each sweep; null: not wanted
   PointTiles tiles;
   int in_stride, out_stride, images, in_h, in_w, out_h, out_w;
   int maps;  // all
@@ -114,6 +116,32 @@ __device__ void multiply_tap(float (&sums)[Fragments<T, kGroup>::kColumns][Fragm
   }
 }
 
+// A lane's maps in statistics.
+template <class T> constexpr int kOwnMaps = kTileMaps<T> / 32;
+
+// Takes a slab's points into the moments of the lane's maps; lane i says whether there is an i-th.
+template <class T> __device__ void take(MomentsOfMaps<kOwnMaps<T>>& moments, const Shared<float>& slab, bool there) {
+  const auto each_point = [&](const auto& use) {
+#pragma unroll 8
+    for (int point = 0; point < kSlab; ++point) {
+      const bool valid = __shfl_sync(0xffffffff, static_cast<int>(there), point);
+      const auto y = slab.template load_vector<kOwnMaps<T>>(point * slab_stride<kTileMaps<T>>());
+#pragma unroll
+      for (int i = 0; i < kOwnMaps<T>; ++i) use(valid, to_float(from_float<T>(y[i])), i);
+    }
+  };
+  Moments own[kOwnMaps<T>];
+  each_point([&](bool valid, float y, int i) {
+    own[i].count += valid;
+    own[i].mean += valid ? y : 0;
+  });
+#pragma unroll
+  for (int i = 0; i < kOwnMaps<T>; ++i) own[i].mean /= own[i].count;
+  each_point([&](bool valid, float y, int i) { own[i].m2 += valid ? (y - own[i].mean) * (y - own[i].mean) : 0; });
+#pragma unroll
+  for (int i = 0; i < kOwnMaps<T>; ++i) moments.at[i].merge(own[i]);
+}
+
 template <class T, Direction kDirection, int kGroup>
 __global__ void __launch_bounds__(kGroupedThreads, kGroup == 4 ? 2 : 3) grouped(const Params<T> o) {
   constexpr bool kForward = kDirection == Direction::fprop;
@@ -135,6 +163,7 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroup == 4 ? 2 : 3) grouped(
   const Halo<T> halo{shared_memory<T>(o.filters)};
   fetch_filters<T, kGroup, kForward>(filters, o, h, w, map);
 
+  [[maybe_unused]] MomentsOfMaps<kOwnMaps<T>> moments;
   const int tiles = o.tiles.tiles_n * o.tiles.tiles_h * o.tiles.tiles_w;
   for (int tile = sweep; tile < tiles; tile += o.sweeps) {
     int at = tile;
@@ -185,8 +214,17 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroup == 4 ? 2 : 3) grouped(
     }
     __syncthreads();  // the halo is read: its memory becomes the slabs'
 
+    const auto pixel_of = [&](int i) -> int64_t {  // that point i is; -1: none
+      const TilePoint point = point_of(o.tiles, i);
+      const int image = image0 + point.image;
+      const int out_h = (row0 + point.row) * h.out_step + h.out_first;
+      const int out_w = (column0 + point.column) * w.out_step + w.out_first;
+      const bool there = point.valid && image < o.images && out_h < o.out_h && out_w < o.out_w;
+      return there ? (int64_t{image} * o.out_h + out_h) * o.out_w + out_w : -1;
+    };
+    const int slab = o.filters + warp * slab_bytes<kMaps>();
     through_slab<kMaps, kWidest<T>>(
-        o.filters + warp * slab_bytes<kMaps>(),
+        slab,
         [&](auto put) {
 #pragma unroll
           for (int i = 0; i < 2; ++i) {
@@ -204,19 +242,21 @@ __global__ void __launch_bounds__(kGroupedThreads, kGroup == 4 ? 2 : 3) grouped(
           }
         },
         [&](int row, int column, const float (&some)[kWidest<T>]) {
-          const TilePoint point = point_of(o.tiles, warp * 32 + row);
-          const int image = image0 + point.image;
-          const int out_h = (row0 + point.row) * h.out_step + h.out_first;
-          const int out_w = (column0 + point.column) * w.out_step + w.out_first;
-          if (!point.valid || image >= o.images || out_h >= o.out_h || out_w >= o.out_w || map + column >= o.maps)
-            return;
-          const int64_t pixel = (int64_t{image} * o.out_h + out_h) * o.out_w + out_w;
+          const int64_t pixel = pixel_of(warp * 32 + row);
+          if (pixel < 0 || map + column >= o.maps) return;
           T* const to = o.out + (pixel * o.out_stride + map + column);
           if constexpr (kForward) store_vector<kWidest<T>>(to, o.epilogue(some, pixel, map + column));
           else store_vector<kWidest<T>>(to, FusedEpilogue<T>{}(some, pixel, map + column));
         });
+    if (kForward && o.statistics)
+      take<T>(moments, shared_memory<float>(slab) + lane * kOwnMaps<T>, pixel_of(warp * 32 + lane) >= 0);
     __syncthreads();  // the slabs are read: the next halo comes there
   }
+  if (!kForward || !o.statistics) return;
+  merge_rows(moments, warp, kGroupedThreads / 32, lane, 32);
+  const int own_map = map + lane * kOwnMaps<T>;
+  if (warp == 0 && own_map < o.maps)  // maps come in vectors
+    store_moments(o.statistics + int64_t{sweep} * 3 * o.maps + own_map, o.maps, moments);
 }
 
 // --- host ------------------------------------------------------------------------------------------------------------
@@ -251,16 +291,25 @@ template <class T, int kGroup> std::string why_not(const ConvProblem& p, const F
   return tiles_of<T, kGroup>(p).images ? "" : "its pixels do not fit shared memory";
 }
 
+int64_t residues(int64_t stride, int64_t size, Direction direction) {
+  return direction == Direction::fprop ? 1 : std::min(stride, size);
+}
+
+// Blocks that share the tiles of a lattice out. Each lays the filters out once, so there are no more of them than fill
+// the card a few times.
+template <class T, int kGroup> int64_t sweeps_of(const ConvProblem& p) {
+  const int64_t lattices =
+      ceil_div(p.c, kTileMaps<T>) * residues(p.stride_h, p.h, p.direction) * residues(p.stride_w, p.w, p.direction);
+  return std::min(tiles_of<T, kGroup>(p).count(), std::max<int64_t>(1, 8 * kMultiprocessors / lattices));
+}
+
 template <class T, Direction kDirection, int kGroup> void run(const Operands& operands, const Call& call) {
   constexpr bool kForward = kDirection == Direction::fprop;
   const ConvProblem& p = call.problem;
   const auto narrow = [](int64_t v) { return static_cast<int>(v); };
   const PointTiles tiles = tiles_of<T, kGroup>(p);
-  const int64_t residues_h = kForward ? 1 : std::min(p.stride_h, p.h),
-                residues_w = kForward ? 1 : std::min(p.stride_w, p.w);
-  const int64_t tiles_of_maps = ceil_div(p.c, kTileMaps<T>), lattices = tiles_of_maps * residues_h * residues_w;
-  // A block lays the filters out once, so there are no more blocks than fill the card a few times.
-  const int64_t sweeps = std::min(tiles.count(), std::max<int64_t>(1, 8 * kMultiprocessors / lattices));
+  const int64_t residues_h = residues(p.stride_h, p.h, kDirection), residues_w = residues(p.stride_w, p.w, kDirection);
+  const int64_t tiles_of_maps = ceil_div(p.c, kTileMaps<T>), sweeps = sweeps_of<T, kGroup>(p);
   const int filters = narrow(filter_bytes<T, kGroup>(p));
   const int halo =
       std::max(tiles.images * tiles.halo_h * tiles.halo_w * 128, kGroupedThreads / 32 * slab_bytes<kTileMaps<T>>());
@@ -268,6 +317,7 @@ template <class T, Direction kDirection, int kGroup> void run(const Operands& op
                     .w = static_cast<const T*>(operands.w),
                     .out = static_cast<T*>(kForward ? operands.y : operands.x),
                     .epilogue = epilogue_of<T>(p, operands),
+                    .statistics = kForward ? operands.statistics : nullptr,
                     .tiles = tiles,
                     .in_stride = narrow(kForward ? p.x_stride() : p.y_stride()),
                     .out_stride = narrow(kForward ? p.y_stride() : p.x_stride()),
@@ -292,14 +342,17 @@ template <class T, Direction kDirection, int kGroup> void run(const Operands& op
                     .residues_w = Divider(residues_w),
                     .residues_h = Divider(residues_h),
                     .tiles_of_maps = Divider(tiles_of_maps)};
-  const Grid grid{.x = lattices * sweeps, .threads = kGroupedThreads, .shared_bytes = filters + halo};
+  const Grid grid{.x = tiles_of_maps * residues_h * residues_w * sweeps,
+                  .threads = kGroupedThreads,
+                  .shared_bytes = filters + halo};
   launch(grouped<T, kDirection, kGroup>, grid, o, call);
 }
 
 template <class T, Direction kDirection> void append(KernelList& list) {
   [&]<int... kGroups>(std::integer_sequence<int, kGroups...>) {
     (list.push_back({kernel_name("grouped", kDirection, kDTypeOf<T>, grouped_tile<T>(kGroups)), why_not<T, kGroups>,
-                     nullptr, nullptr, run<T, kDirection, kGroups>}),
+                     nullptr, nullptr, run<T, kDirection, kGroups>,
+                     kDirection == Direction::fprop ? sweeps_of<T, kGroups> : nullptr}),
      ...);
   }(GroupSizes{});
 }

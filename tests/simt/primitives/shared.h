@@ -32,12 +32,12 @@ template <class T> class Shared {
  private:
   template <class V> V get(int i, const simt::Site& at) const {
     V v;
-    std::memcpy(static_cast<void*>(&v), block_->memory->read(simt::self(), offset(i), sizeof v, sizeof v, at),
+    std::memcpy(static_cast<void*>(&v), block_->memory->read(simt::self(), offset(i), sizeof v, alignof(V), at),
                 sizeof v);
     return v;
   }
   template <class V> void put(int i, const V& v, const simt::Site& at) const {
-    std::memcpy(block_->memory->write(simt::self(), offset(i), sizeof v, sizeof v, at), &v, sizeof v);
+    std::memcpy(block_->memory->write(simt::self(), offset(i), sizeof v, alignof(V), at), &v, sizeof v);
   }
 
   simt::Block* block_;
