@@ -43,6 +43,7 @@ template <class T_, int kMaps_, bool kTensorCores_> struct Tile {
   static constexpr int kZ = 0, kWeights = kPixels * kPitchBytes;               // offsets in shared memory, in bytes
   static constexpr int kScales = kWeights + kMaps * kPitchBytes;               // scale and shift of the 1x1, in float
   static constexpr int kFilters = kScales + 2 * kMaps * 4;                     // [tap, scale, shift][chunk], in float
+  static_assert(kFilters + (kMostTaps + 2) * kChunk * 4 <= kSharedOfEveryGpu);
   static int shared_bytes(int64_t taps) { return static_cast<int>(kFilters + (taps + 2) * kChunk * 4); }
 
   // The map that stands in row `slot` of the weights: so permuted that a lane's sums are neighbouring maps of y.

@@ -107,9 +107,4 @@ template <class Tile> std::string why_no_stem(const ConvProblem& p, const Flags&
   return p.dilated() ? "it is dilated" : too_many_pixels(p);
 }
 
-// Shared memory that a block may have (CUDA Programming Guide, "Compute Capabilities").
-inline int most_shared_bytes(int capability) {
-  return capability >= 90 && capability < 120 ? 227 << 10 : capability == 80 ? 163 << 10 : 99 << 10;
-}
-
 }  // namespace cnnkern::cuda

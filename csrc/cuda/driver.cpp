@@ -18,6 +18,8 @@
 // kernel, or a part of it, may follow. Every kernel of a problem's direction and dtype that does not refuse is run.
 // What it is not to write is checked to be as it was: operands, gaps between pixels, and a zone around each tensor. The
 // exit status is 1 if anything was wrong.
+#include <primitives/grid.h>
+
 #include <cstdio>
 #include <iostream>
 #include <stdexcept>
@@ -54,6 +56,20 @@ void print_speed(const ConvProblem& p, double seconds) {
   std::printf(" %.2f us, %.0f GB/s, %.2f TFLOP/s", seconds * 1e6, bytes(p) / seconds / 1e9, p.flops() / seconds / 1e12);
 }
 
+#if defined(CNNKERN_SIMT)
+// What runs here runs with all the shared memory that it asks for: whether a GPU of another capability, for which the
+// kernel does not refuse, has that much.
+std::string beyond_shared_memory(const Kernel& kernel, const ConvProblem& p, Flags flags) {
+  for (const int capability : {80, 86, 90}) {
+    flags.capability = capability;
+    if (kernel.why_not(p, flags).empty() && static_cast<int>(simt::most_shared_bytes) > most_shared_bytes(capability))
+      return std::to_string(simt::most_shared_bytes) + " bytes of shared memory are more than " +
+             std::to_string(capability) + " has";
+  }
+  return "";
+}
+#endif
+
 // Returns whether all was right.
 bool run_problem(const std::string& problem, const std::string& part_of_name, const Options& options) {
   const ConvProblem p = ConvProblem::parse(problem);
@@ -72,7 +88,13 @@ bool run_problem(const std::string& problem, const std::string& part_of_name, co
     if (!trial) trial = std::make_unique<Trial>(p, options);
     std::string wrong;
     try {
+#if defined(CNNKERN_SIMT)
+      simt::most_shared_bytes = 0;
       wrong = trial->check(kernel);
+      if (wrong.empty()) wrong = beyond_shared_memory(kernel, p, flags);
+#else
+      wrong = trial->check(kernel);
+#endif
     } catch (const std::exception& error) {
       wrong = std::string("error: ") + error.what();
     }

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <primitives/copy.h>
+#include <primitives/grid.h>
 
 #include <algorithm>
 #include <type_traits>
@@ -64,6 +65,7 @@ template <class T, GemmVariant kVariant, Major kMajorA, Major kMajorB> class Gem
   static constexpr int kStageBytes = TileA::kBytes + TileB::kBytes;
   static constexpr int kSlabBytes = slab_bytes<kTile.warp_n()>();
   static constexpr int kSharedBytes = std::max(kTile.stages * kStageBytes, kThreads / 32 * kSlabBytes);
+  static_assert(kSharedBytes <= kSharedOfEveryGpu);
 
   // sums += the product over `steps` steps of the cursor.
   //

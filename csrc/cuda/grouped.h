@@ -19,7 +19,8 @@ namespace cnnkern::cuda {
 using GroupSizes = std::integer_sequence<int, 4, 8, 16, 32>;
 template <class T> constexpr int kTileMaps = 128 / static_cast<int>(sizeof(T));
 constexpr int kPoints = 128, kGroupedThreads = 128;  // of a tile, at most
-constexpr int kMostShared = 96 * 1024;               // bytes of a block: what every GPU from sm_80 on has
+constexpr int kMostShared = 96 * 1024;               // bytes of a block
+static_assert(kMostShared <= kSharedOfEveryGpu);
 
 // Tiles of a lattice: images x rows x columns of its points, more than one image only where a tile holds all its rows
 // and columns. Of the input a tile reads a halo of halo_h x halo_w pixels of each image.

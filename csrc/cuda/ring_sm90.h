@@ -11,6 +11,7 @@
 // the slot is free, since the neighbour has waited for this block's consumers too.
 #pragma once
 
+#include <primitives/grid.h>
 #include <primitives/mbarrier.h>
 #include <primitives/mma_sm90.h>
 
@@ -18,7 +19,13 @@ namespace cnnkern::cuda {
 
 constexpr int kWarpgroup = 128, kConsumers = 2;  // threads; warpgroups that multiply
 constexpr int kRoleThreads = (kConsumers + 1) * kWarpgroup;
-constexpr int kSharedLimit = 227 * 1024;  // bytes of a block
+constexpr int kSharedLimit = most_shared_bytes(90);
+
+// Registers of a thread of the third warpgroup, and of the others. A block begins with as many for each thread as
+// __launch_bounds__ gives it, in steps of 8; who asks for what the others have not given back waits forever.
+constexpr int kProducerRegisters = 40, kConsumerRegisters = 232;
+static_assert(kProducerRegisters + kConsumers * kConsumerRegisters <=
+              (kConsumers + 1) * (65536 / kRoleThreads / 8 * 8));
 
 // The roles of a block's warpgroups: consume(group) by each of two, with most of the registers, and produce() by one
 // thread of the third.
@@ -26,10 +33,10 @@ template <class Produce, class Consume> __device__ void take_roles(const Produce
   // The same in all lanes, which the compiler cannot know of threadIdx.
   const int group = __shfl_sync(0xffffffff, static_cast<int>(threadIdx.x) / kWarpgroup, 0);
   if (group == kConsumers) {
-    give_registers<40>();
+    give_registers<kProducerRegisters>();
     if (threadIdx.x == kConsumers * kWarpgroup) produce();
   } else {
-    take_registers<232>();
+    take_registers<kConsumerRegisters>();
     consume(group);
   }
 }

@@ -167,13 +167,13 @@ def test_gradients_on_the_packages_kernels_alone(backend):
 
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS["cuda"])
-@pytest.mark.parametrize("groups", [1, 16])
-def test_a_batch_normalised_layer_in_training(groups, backend):
-    """Value, gradients and running statistics; a convolution that leaves statistics, and one that does not."""
-    block = cnnkern.ConvBNReLU2d(16, 32, 3, 2, 1, groups=groups, device="cuda")
+@pytest.mark.parametrize(("maps", "groups"), [(32, 1), (32, 16), (16, 16), (16, 4)])
+def test_a_batch_normalised_layer_in_training(maps, groups, backend):
+    """Value, gradients and running statistics, by dense, grouped and depthwise kernels."""
+    block = cnnkern.ConvBNReLU2d(16, maps, 3, 2, 1, groups=groups, device="cuda")
     x = torch.randn(4, 16, 15, 15, device="cuda").to(memory_format=torch.channels_last).requires_grad_()
     weight, wide = block.conv.weight.detach().double().requires_grad_(), x.detach().double().requires_grad_()
-    mean, var = torch.zeros(32, device="cuda").double(), torch.ones(32, device="cuda").double()
+    mean, var = torch.zeros(maps, device="cuda").double(), torch.ones(maps, device="cuda").double()
     truth = F.batch_norm(F.conv2d(wide, weight, None, 2, 1, 1, groups), mean, var, training=True).relu()
     with cnnkern.use(backend, fallback="raise"):
         y = block(x)

@@ -1,5 +1,6 @@
 #include "simt.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <exception>
@@ -11,6 +12,7 @@ namespace simt {
 
 Thread* self_pointer = nullptr;
 Launch current_launch;
+size_t most_shared_bytes = 0;
 
 namespace {
 
@@ -212,6 +214,7 @@ void set_seed(uint64_t seed) {
 void run(const Launch& launch, void (*body)(const void*), const void* params) {
   check_launch(launch);
   current_launch = launch;
+  most_shared_bytes = std::max(most_shared_bytes, launch.shared_bytes);
   machine.body = body;
   machine.params = params;
   const auto cluster = static_cast<unsigned>(launch.cluster);

@@ -213,6 +213,7 @@ struct Launch {
   int cluster = 1;
 };
 extern Launch current_launch;
+extern size_t most_shared_bytes;  // of a block, in all launches since it was set to 0
 
 void set_seed(uint64_t seed);
 

@@ -16,6 +16,13 @@ struct Grid {
   int cluster = 1;  // neighbouring blocks in x that run together
 };
 
+// Shared memory that a block may have (CUDA Programming Guide, "Compute Capabilities"). A kernel that takes more than
+// every GPU has refuses where there is less.
+constexpr int most_shared_bytes(int capability) {
+  return capability >= 90 && capability < 120 ? 227 << 10 : capability == 80 ? 163 << 10 : 99 << 10;
+}
+constexpr int kSharedOfEveryGpu = most_shared_bytes(86);
+
 constexpr int64_t kMostBlocks[] = {(int64_t{1} << 31) - 1, 65535, 65535};
 
 [[noreturn]] inline void fail(const Call& call, const std::string& reason) {
