@@ -23,7 +23,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).resolve().parent
 MIN_TORCH = (2, 10)
 MIN_CMAKE = (3, 22)
-MIN_NVCC = (12, 4)
+MIN_NVCC = (12, 5)  # cudaGetDriverEntryPointByVersion
 MIN_CAPABILITY = 80
 GB_PER_JOB = 1  # the largest file takes 0.4
 
