@@ -169,7 +169,7 @@ def choose(problem: ConvProblem, flags: int = 0, backend: str | None = None, dev
     if not able:
         reasons = "".join(f"\n  {candidate.kernel}: {candidate.why_not}" for candidate in asked)
         raise NoKernelError(f"no {' or '.join(backends)} kernel computes {problem}{reasons}")
-    tuned = tune.choice(problem, device)
+    tuned = tune.choice(problem, device, flags)
     if any(candidate.kernel == tuned for candidate in able):
         return tuned
     backend_of_first = KernelName.parse(able[0].kernel).backend

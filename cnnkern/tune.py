@@ -28,6 +28,7 @@ from typing import NamedTuple
 import torch
 
 from cnnkern.backends import BACKENDS, OWN_BACKENDS, why_no_gpu
+from cnnkern.flags import gpu_of
 from cnnkern.machine import cpu_model
 from cnnkern.native import _C
 from cnnkern.problem import ConvProblem, Epilogue, Prologue
@@ -77,14 +78,14 @@ def _digest(device: str) -> str:
     return hashlib.sha256("\n".join(kernels(device)).encode()).hexdigest()
 
 
-def setting(device: str) -> Setting | None:
-    """The setting of a call made now on a type of device; None if this machine has none."""
+def setting(device: str, flags: int = 0) -> Setting | None:
+    """The setting of a call made now on a type of device, with its flags; None if this machine has none."""
     if device == "cpu":
         machine = f"{cpu_model()}: {' '.join(_C.isas())}"
         return Setting(device, machine, torch.get_num_threads(), _digest(device))
     if why_no_gpu():
         return None
-    return Setting(device, torch.cuda.get_device_name(), 0, _digest(device))
+    return Setting(device, torch.cuda.get_device_name(gpu_of(flags)), 0, _digest(device))
 
 
 def parse(text: str) -> Choices:
@@ -125,10 +126,10 @@ def _loaded() -> Choices:
     return read(file)[0] if file else {}
 
 
-def choice(problem: ConvProblem, device: str = "cpu") -> str:
+def choice(problem: ConvProblem, device: str = "cpu", flags: int = 0) -> str:
     """The name of the kernel kept for a problem on a type of device, which may be unable to compute it; or empty."""
     choices = _loaded()
-    here = setting(device) if choices else None
+    here = setting(device, flags) if choices else None
     index = choices.get(here, {}).get(str(bare(problem))) if here else None
     return kernels(device)[index] if index is not None and index < len(kernels(device)) else ""
 

@@ -19,6 +19,7 @@ from cnnkern.backends import KernelName
 from cnnkern.bench import tune as measuring
 from cnnkern.bench.timing import Ratio
 from cnnkern.cli import main
+from cnnkern.flags import GPU
 from cnnkern.native import _C
 
 PROBLEM = ConvProblem.parse("fprop-f32-n1c16h6w6-k16r3s3-p1")
@@ -305,15 +306,14 @@ def test_choices_for_a_gpu_are_its_own(file, monkeypatch):
     with pytest.raises(RuntimeError, match="no cuda device"):
         tune.keep("cuda", {PROBLEM: others[-1]})
     monkeypatch.setattr(tune, "why_no_gpu", lambda: "")
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "one GPU")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_name", ("one GPU", "another GPU").__getitem__)
     assert gpu._chosen(PROBLEM, 0, None) == picked
     tune.keep("cuda", {PROBLEM: others[-1]})
     assert gpu._chosen(PROBLEM, 0, None) == others[-1]
     assert dispatch.choose(PROBLEM) == another(PROBLEM)
     assert "1 for one GPU, from" in tune.describe()
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "another GPU")
-    tune.forget()
-    assert gpu._chosen(PROBLEM, 0, None) == picked
+    assert gpu._chosen(PROBLEM, 2 << GPU, None) == picked
 
 
 # --- the measurement
