@@ -50,6 +50,8 @@ TENSOR_CORES = (
         ("sm_90a", "ImplicitGemmTile", "HGMMA"),
         ("sm_90a", "ImplicitGemmTile", r"UTMALDG\.4D\.IM2COL"),
         ("sm_90a", "ImplicitGemmTile", "UTMASTG"),
+        ("sm_90a", "ImplicitGemmTile", r"USETMAXREG\.TRY_ALLOC"),  # else ptxas leaves setmaxnreg out
+        ("sm_90a", "ImplicitGemmTile", r"USETMAXREG\.DEALLOC"),
     ],
 )
 def test_instructions(architecture, kernels, instruction):
@@ -64,7 +66,8 @@ def test_the_filters_gradient_on_hopper():
     found = [counts for name, counts in instructions("sm_90a").items() if name.startswith("implicit_gemm_wgrad<")]
     hopper = [counts for counts in found if any(code.startswith("HGMMA") for code in counts)]
     assert hopper
-    assert all(any("IM2COL" in code for code in counts) for counts in hopper)
+    for part in ("IM2COL", "USETMAXREG.TRY_ALLOC", "USETMAXREG.DEALLOC"):
+        assert all(any(part in code for code in counts) for counts in hopper)
 
 
 @functools.cache
