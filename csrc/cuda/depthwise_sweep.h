@@ -82,11 +82,22 @@ template <class Tile> class OwnMaps {
     return rows_.template load_vector<Tile::kMaps>(tap * row_stride_);
   }
   __device__ Vector<float, Tile::kMaps> operator[](Staged what) const { return weights(Tile::kFilterTaps + what); }
-  __device__ Shared<Moments> moments() const {
-    return shared_memory<Moments>(row_stride_ * (Tile::kFilterTaps + kStagedRows) * 4) + static_cast<int>(threadIdx.x);
+  __device__ MomentsOfMaps<Tile::kMaps> moments() const {
+    MomentsOfMaps<Tile::kMaps> moments;
+#pragma unroll
+    for (int v = 0; v < Tile::kMaps; ++v) moments.at[v] = own_moments().load(v * kDepthwiseThreads);
+    return moments;
+  }
+  __device__ void keep(const MomentsOfMaps<Tile::kMaps>& moments) const {
+#pragma unroll
+    for (int v = 0; v < Tile::kMaps; ++v) own_moments().store(v * kDepthwiseThreads, moments.at[v]);
   }
 
  private:
+  __device__ Shared<Moments> own_moments() const {
+    return shared_memory<Moments>(row_stride_ * (Tile::kFilterTaps + kStagedRows) * 4) + static_cast<int>(threadIdx.x);
+  }
+
   Shared<float> rows_;
   int row_stride_;
 };
@@ -122,19 +133,17 @@ __device__ void accumulate(Sums<Tile>& sums, const PixelRow<T, Tile::kRead, Tile
 
 // Takes a row that is written into the thread's moments.
 template <class T, class Tile>
-__device__ void take(const float (&row)[Tile::kWritten][Tile::kMaps], uint32_t inside, const Shared<Moments>& at) {
-  Moments moments[Tile::kMaps];
-#pragma unroll
-  for (int v = 0; v < Tile::kMaps; ++v) moments[v] = at.load(v * kDepthwiseThreads);
+__device__ void take(const float (&row)[Tile::kWritten][Tile::kMaps], uint32_t inside, const OwnMaps<Tile>& own) {
+  MomentsOfMaps<Tile::kMaps> moments = own.moments();
 #pragma unroll
   for (int q = 0; q < Tile::kWritten; ++q) {
     if (!(inside >> q & 1)) continue;
-    const float share = 1 / (moments[0].count + 1);
+    Vector<T, Tile::kMaps> y;
 #pragma unroll
-    for (int v = 0; v < Tile::kMaps; ++v) moments[v].add(to_float(from_float<T>(row[q][v])), share);
+    for (int v = 0; v < Tile::kMaps; ++v) y[v] = from_float<T>(row[q][v]);
+    moments.add(y);
   }
-#pragma unroll
-  for (int v = 0; v < Tile::kMaps; ++v) at.store(v * kDepthwiseThreads, moments[v]);
+  own.keep(moments);
 }
 
 // Writes one row of kWritten pixels, the first of which is in column `column` and may be outside, as may be the last.
@@ -169,7 +178,7 @@ __device__ void write_row(const SweepParams<T>& o, float (&row)[Tile::kWritten][
     for (int v = 0; v < Tile::kMaps; ++v) y[v] = from_float<T>(row[q][v]);
     store_vector(to + q * o.to_pixel_stride, y);
   }
-  if (Tile::kCounted && o.statistics) take<T, Tile>(row, inside, own.moments());
+  if (Tile::kCounted && o.statistics) take<T, Tile>(row, inside, own);
 }
 
 // A thread's columns of a band, from its first row of places to its last.
@@ -222,9 +231,7 @@ __device__ void sweep(const SweepParams<T>& o, int image, int band, int map, con
 template <class T, class Tile>
 __device__ void store_statistics(const SweepParams<T>& o, const OwnMaps<Tile>& own, int64_t partial, int map, int group,
                                  int lane) {
-  MomentsOfMaps<Tile::kMaps> moments;
-#pragma unroll
-  for (int v = 0; v < Tile::kMaps; ++v) moments.at[v] = own.moments().load(v * kDepthwiseThreads);
+  MomentsOfMaps<Tile::kMaps> moments = own.moments();
   __syncthreads();  // all that was in shared memory is read
   merge_rows(moments, group, o.tiling.block_groups, lane, o.tiling.lanes.divisor());
   if (group == 0 && map < o.maps) store_moments(o.statistics + partial * 3 * o.maps + map, o.maps, moments);
@@ -238,8 +245,7 @@ __global__ void __launch_bounds__(kDepthwiseThreads, Tile::kBlocks) depthwise_sw
   const int band = o.bands.split(block), lane = o.tiling.lanes.split(group), map = first_map + lane * Tile::kMaps;
   const OwnMaps<Tile> own(lane, lanes);
   stage<T, Tile>(o, first_map);
-  if (Tile::kCounted && o.statistics)
-    for (int v = 0; v < Tile::kMaps; ++v) own.moments().store(v * kDepthwiseThreads, {});
+  if (Tile::kCounted && o.statistics) own.keep({});
   __syncthreads();  // what is staged is there for all
 
   const uint32_t columns = static_cast<uint32_t>(block) * o.tiling.block_groups + group;
