@@ -20,7 +20,7 @@ WINDOWS = (
 
 @pytest.fixture(autouse=True, params=[triton_tools, cuda_tools], ids=lambda tools: tools.BACKEND)
 def _by_each_backend(request, monkeypatch):
-    monkeypatch.setattr(gpu_tools, "_tools", lambda flags=0: request.param)
+    monkeypatch.setattr(gpu_tools, "tools", lambda flags=0: request.param)
 
 
 def images(n, c, h, w, dtype, gap=0):
