@@ -133,16 +133,20 @@ def wgrad_kernel(
     in_h, in_w, c, k,  # maps of a group
     dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel, slice_size, slice_k,
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, x_alpha,
-    TAPS_W: tl.constexpr, X_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+    TAPS: tl.constexpr, TAPS_W: tl.constexpr, X_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """One tile of maps of y x maps of x, for one tap and split; grid (tiles x taps, splits, groups)."""
+    """One tile of maps of y x maps of x, for one tap and split; grid (tiles x taps x groups, splits)."""
+    c, k = multiple(c, VECTOR), multiple(k, VECTOR)
+    slice_k, slice_size = multiple(slice_k, VECTOR), multiple(slice_size, VECTOR)
+    dy_image, dy_row, dy_pixel = multiple(dy_image, VECTOR), multiple(dy_row, VECTOR), multiple(dy_pixel, VECTOR)
+    x_image, x_row, x_pixel = multiple(x_image, VECTOR), multiple(x_row, VECTOR), multiple(x_pixel, VECTOR)
     tiles_m, tiles_n = tl.cdiv(k, BLOCK_M), tl.cdiv(c, BLOCK_N)
     tile_m = tl.program_id(0) % tiles_m
     tile_n = tl.program_id(0) // tiles_m % tiles_n
-    tap = tl.program_id(0) // (tiles_m * tiles_n)
+    tap = tl.program_id(0) // (tiles_m * tiles_n) % TAPS
+    group = (tl.program_id(0) // (tiles_m * tiles_n * TAPS)).to(tl.int64)
     split = tl.program_id(1)
-    group = tl.program_id(2).to(tl.int64)
 
     k_map = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     c_map = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -175,7 +179,7 @@ def wgrad_kernel(
     tl.store(slices + out[:, None] + c_map[None, :], total, mask=k_mask[:, None] & c_mask[None, :])
     if bias_slices is not None:
         if (tap == 0) & (tile_n == 0):
-            maps = tl.num_programs(2) * k
+            maps = slice_size // slice_k
             tl.store(bias_slices + split * maps + group * k + k_map, bias, mask=k_mask)
 
 
@@ -328,10 +332,11 @@ def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
         "slice_size": o.w.numel(), "slice_k": p.r * p.s * c,
         "stride_h": p.stride[0], "stride_w": p.stride[1], "pad_top": p.padding[0], "pad_left": p.padding[1],
         "dilation_h": p.dilation[0], "dilation_w": p.dilation[1], "x_alpha": p.prologue.alpha,
-        "TAPS_W": p.s, "X_ACTIVATION": p.prologue.activation, "PRECISION": o.precision,
+        "TAPS": p.r * p.s, "TAPS_W": p.s, "X_ACTIVATION": p.prologue.activation, "PRECISION": o.precision,
+        "VECTOR": vector_of(c, k, dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel),
         "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_P": block_p,
     }  # fmt: skip
-    return added(Launch(wgrad_kernel, (tiles, splits, p.groups), arguments, config), o)
+    return added(Launch(wgrad_kernel, (tiles * p.groups, splits), arguments, config), o)
 
 
 def _why_not(p: ConvProblem) -> str:
