@@ -9,7 +9,7 @@ loaded R*S/(u*u) times. Here the columns of a product are the C maps of a patch 
 the stride, and its sum goes over the dy that reach any pixel of the patch. For dy pixel t, counted from the patch's
 first, and pixel a of the patch the tap is (a + pad - t*u)/l where that is whole and in the filter; elsewhere the weight
 is 0. So the weights are the same for all patches, and a first launch lays them out as [t][k][pixel of the patch, c].
-A dy that is not finite shows in the whole patch.
+A dy that is not finite would show in its whole patch: a tile with such a sum is computed again, dy pixel by dy pixel.
 
 Bound: bytes = dx + dy. 7x7/2, 3 -> 64 maps on 224x224 pixels, N = 256, bf16: 488 MB take 0.11 ms at 4.3 TB/s. In
 patches of 4x4 pixels each dy is loaded 5*5/(2*2) = 6.3 times, 2.6 GB, and 64 columns are 164 GFLOP, 0.2 ms at 790
@@ -51,32 +51,73 @@ _LOAD = 144  # products that an H200 computes while L2 gives it one element: 395
 
 
 @triton.jit
+def tap_of(
+    t, pixel, taps_h, taps_w, first_h, first_w,  # t: dy pixel, of those that reach a patch, the first of which is first
+    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, REACH_W: tl.constexpr, PATCH_W: tl.constexpr,
+):  # fmt: skip
+    """The tap (r, s) by which dy pixel t reaches a patch's pixels, and whether there is one."""
+    tap_h = pixel // PATCH_W + pad_top - (first_h + t // REACH_W) * stride_h
+    tap_w = pixel % PATCH_W + pad_left - (first_w + t % REACH_W) * stride_w
+    r, s = tap_h // dilation_h, tap_w // dilation_w
+    reached = (tap_h >= 0) & (tap_h % dilation_h == 0) & (r < taps_h)
+    return r, s, reached & (tap_w >= 0) & (tap_w % dilation_w == 0) & (s < taps_w)
+
+
+@triton.jit
 def arrange_kernel(
-    w, out, k, c, taps_h, taps_w, w_k, w_c, w_row, w_col, first_h, first_w,  # first_*: of the dy pixels that reach
-    stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
+    w, out, k, c, w_k, w_c, w_row, w_col,
+    taps_h, taps_w, first_h, first_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
     REACH_W: tl.constexpr, PATCH_W: tl.constexpr, COLUMNS: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out [dy pixels][k][WIDTH]: the weights of a dy in the columns of a patch; grid (blocks, dy pixels)."""
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     map_, column = i // WIDTH, i % WIDTH
-    pixel = column // c
-    # Taps in pixels of x.
-    tap_h = pixel // PATCH_W + pad_top - (first_h + tl.program_id(1) // REACH_W) * stride_h
-    tap_w = pixel % PATCH_W + pad_left - (first_w + tl.program_id(1) % REACH_W) * stride_w
-    r, s = tap_h // dilation_h, tap_w // dilation_w
-    reached = (tap_h >= 0) & (tap_h % dilation_h == 0) & (r < taps_h)
-    reached &= (tap_w >= 0) & (tap_w % dilation_w == 0) & (s < taps_w)
+    r, s, reached = tap_of(
+        tl.program_id(1), column // c, taps_h, taps_w, first_h, first_w,
+        stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, REACH_W, PATCH_W,
+    )  # fmt: skip
     mask = (map_ < k) & (column < COLUMNS) & reached
     value = tl.load(w + map_ * w_k + column % c * w_c + r * w_row + s * w_col, mask=mask, other=0.0)
     tl.store(out + tl.program_id(1) * k * WIDTH + i, value, mask=map_ < k)
 
 
 @triton.jit
+def patch_sum(
+    dy, w, image_offset, p0, q0, there, column, c, k, out_h, out_w, dy_row, dy_pixel,
+    taps_h, taps_w, first_h, first_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
+    REACH_H: tl.constexpr, REACH_W: tl.constexpr, PATCH_W: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, APART: tl.constexpr,
+):  # fmt: skip
+    """The sums [patches, columns]; APART, no dy pixel has a part in those that it does not reach, not even 0 times."""
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    blocks = tl.cdiv(k, BLOCK_K)
+    for step in range(REACH_H * REACH_W * blocks):
+        t = step // blocks
+        map_ = step % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
+        p, q = p0 + t // REACH_W, q0 + t % REACH_W
+        inside = there & (p >= 0) & (p < out_h) & (q >= 0) & (q < out_w)
+        offsets = image_offset + p.to(tl.int64) * dy_row + q.to(tl.int64) * dy_pixel
+        mask = inside[:, None] & (map_ < k)[None, :]
+        left = tl.load(dy + offsets[:, None] + map_[None, :], mask=mask, other=0.0)
+        w_mask = (map_ < k)[:, None] & (column < WIDTH)[None, :]
+        right = tl.load((w + column)[None, :] + ((t * k + map_) * WIDTH)[:, None], mask=w_mask, other=0.0)
+        if APART:
+            _, _, reached = tap_of(
+                t, column // c, taps_h, taps_w, first_h, first_w,
+                stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, REACH_W, PATCH_W,
+            )  # fmt: skip
+            total += tl.where(reached[None, :], tl.dot(left, right, input_precision=PRECISION), 0.0)
+        else:
+            total = tl.dot(left, right, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
 def dgrad_kernel(
     dy, w, dx,
     points, rows, cols, out_h, out_w, in_h, in_w, c, k,  # patches: all, of an image; images of dy and of dx; maps
-    dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel,
-    first_h, first_w, step_h, step_w,  # dy pixels: the first that reaches a patch, from patch to patch
+    dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel, step_h, step_w,  # steps: dy pixels from patch to patch
+    taps_h, taps_w, first_h, first_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
     REACH_H: tl.constexpr, REACH_W: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr,
     COLUMNS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -88,21 +129,19 @@ def dgrad_kernel(
     image = (point // (rows * cols)).to(tl.int64)
     row, col = point // cols % rows, point % cols
     p0, q0 = row * step_h + first_h, col * step_w + first_w
-    w_base = w + column
 
-    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    blocks = tl.cdiv(k, BLOCK_K)
-    for step in range(REACH_H * REACH_W * blocks):
-        tap = step // blocks
-        map_ = step % blocks * BLOCK_K + tl.arange(0, BLOCK_K)
-        p, q = p0 + tap // REACH_W, q0 + tap % REACH_W
-        inside = (point < points) & (p >= 0) & (p < out_h) & (q >= 0) & (q < out_w)
-        offsets = image * dy_image + p.to(tl.int64) * dy_row + q.to(tl.int64) * dy_pixel
-        mask = inside[:, None] & (map_ < k)[None, :]
-        left = tl.load(dy + offsets[:, None] + map_[None, :], mask=mask, other=0.0)
-        w_mask = (map_ < k)[:, None] & (column < WIDTH)[None, :]
-        right = tl.load(w_base[None, :] + ((tap * k + map_) * WIDTH)[:, None], mask=w_mask, other=0.0)
-        total = tl.dot(left, right, total, input_precision=PRECISION)
+    total = patch_sum(
+        dy, w, image * dy_image, p0, q0, point < points, column, c, k, out_h, out_w, dy_row, dy_pixel,
+        taps_h, taps_w, first_h, first_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
+        REACH_H, REACH_W, PATCH_W, WIDTH, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, False,
+    )  # fmt: skip
+    finite = tl.reshape((tl.abs(total) < float("inf")).to(tl.int32), (BLOCK_M * BLOCK_N,))
+    if tl.min(finite, axis=0) == 0:  # of one axis, as in grouped.py
+        total = patch_sum(
+            dy, w, image * dy_image, p0, q0, point < points, column, c, k, out_h, out_w, dy_row, dy_pixel,
+            taps_h, taps_w, first_h, first_w, stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w,
+            REACH_H, REACH_W, PATCH_W, WIDTH, PRECISION, BLOCK_M, BLOCK_N, BLOCK_K, True,
+        )  # fmt: skip
 
     h0, w0 = row * PATCH_H, col * PATCH_W
     h, w_ = column // c // PATCH_W, column // c % PATCH_W
@@ -151,13 +190,13 @@ def _launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     arranged = torch.empty(math.prod(patch.reach) * p.k * width, dtype=o.w.dtype, device=o.w.device)
     w_k, w_c, w_row, w_col = o.w.stride()
     shared = {
-        "c": p.c, "k": p.k, "first_h": patch.first[0], "first_w": patch.first[1], "REACH_W": patch.reach[1],
-        "PATCH_W": patch.size[1], "COLUMNS": columns, "WIDTH": width,
+        "c": p.c, "k": p.k, "taps_h": p.r, "taps_w": p.s, "first_h": patch.first[0], "first_w": patch.first[1],
+        "stride_h": p.stride[0], "stride_w": p.stride[1], "pad_top": p.padding[0], "pad_left": p.padding[1],
+        "dilation_h": p.dilation[0], "dilation_w": p.dilation[1],
+        "REACH_W": patch.reach[1], "PATCH_W": patch.size[1], "COLUMNS": columns, "WIDTH": width,
     }  # fmt: skip
     laid_out = shared | {
-        "w": o.w, "out": arranged, "taps_h": p.r, "taps_w": p.s, "w_k": w_k, "w_c": w_c, "w_row": w_row, "w_col": w_col,
-        "stride_h": p.stride[0], "stride_w": p.stride[1], "pad_top": p.padding[0], "pad_left": p.padding[1],
-        "dilation_h": p.dilation[0], "dilation_w": p.dilation[1], "BLOCK": _BLOCK,
+        "w": o.w, "out": arranged, "w_k": w_k, "w_c": w_c, "w_row": w_row, "w_col": w_col, "BLOCK": _BLOCK,
     }  # fmt: skip
     rows, cols = cdiv(p.h, patch.size[0]), cdiv(p.w, patch.size[1])
     dy_image, dy_row, dy_pixel = image_strides(o.y)
