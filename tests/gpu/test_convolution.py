@@ -116,8 +116,9 @@ def test_close_to_float64(name):
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS["cuda"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_a_graph_replays_the_same_bits(dtype, backend):
-    layer = cnnkern.Conv2d(64, 64, 3, padding=1, device="cuda", dtype=dtype)
+@pytest.mark.parametrize("taps", [1, 3])
+def test_a_graph_replays_the_same_bits(taps, dtype, backend):
+    layer = cnnkern.Conv2d(64, 64, taps, padding=taps // 2, device="cuda", dtype=dtype)
     x = torch.randn(4, 64, 28, 28, device="cuda", dtype=dtype).to(memory_format=torch.channels_last)
     with torch.no_grad(), cnnkern.use(backend, fallback="raise"):
         eager = layer(x)
@@ -134,10 +135,13 @@ def test_a_side_stream_is_used():
     layer, stream = cnnkern.Conv2d(64, 64, 3, device="cuda"), torch.cuda.Stream()
     x = torch.randn(8, 64, 56, 56, device="cuda").to(memory_format=torch.channels_last)
     expected = F.conv2d(x.double(), layer.weight.double(), layer.bias.double())
+    layer(x)  # what is compiled or loaded now takes no time later
+    late = torch.zeros_like(x)
     torch.cuda.synchronize()
     with torch.cuda.stream(stream):
-        torch.cuda._sleep(50_000_000)  # on another stream y would be read before it is written
-        y = layer(x) * 1
+        torch.cuda._sleep(50_000_000)
+        late.copy_(x)  # a kernel on another stream would read it before
+        y = layer(late)
     stream.synchronize()
     torch.testing.assert_close(y.double(), expected, rtol=1e-2, atol=1e-2)  # TF32
 

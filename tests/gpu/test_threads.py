@@ -13,9 +13,10 @@ from cnnkern.problem import DIRECTIONS, ConvProblem
 
 @pytest.mark.parametrize("backend", OWN_BACKENDS["cuda"])
 @pytest.mark.parametrize("direction", DIRECTIONS)
-def test_a_thread_that_has_called_nothing(direction, backend):
+@pytest.mark.parametrize("taps", ["r1s1", "r3s3-p1"])  # on tensor descriptors, and on addresses
+def test_a_thread_that_has_called_nothing(taps, direction, backend):
     """It has no CUDA context until something gives it one, and memory that is at hand is allocated without."""
-    problem = ConvProblem.parse(f"{direction}-bf16-n2c64h12w12-k128r3s3-p1")
+    problem = ConvProblem.parse(f"{direction}-bf16-n2c64h12w12-k128{taps}")
     given = testing.operands(problem, "integers")
     moved = {name: value.cuda() for name, value in vars(given).items() if isinstance(value, torch.Tensor)}
     on_gpu, kernel = replace(given, **moved), dispatch.choose(problem, 0, backend, "cuda")
