@@ -73,10 +73,12 @@ class Layer:
 def evenly_spaced(tensor: Tensor) -> Tensor:
     """The tensor (N, C, H, W) with its maps next to each other and its N * H * W pixels equally far apart.
 
-    Dense channels_last and a slice of its maps are so; anything else, such as an expanded pixel, is copied.
+    Dense channels_last and a slice of its maps are so; anything else, such as an expanded pixel, is copied. So is a
+    slice whose rows are so far apart that kernels, which count the elements of a row in 32 bits, could not count them.
     """
     image, map_, row, pixel = tensor.stride()
-    if map_ == 1 and pixel >= tensor.shape[1] and row == tensor.shape[3] * pixel and image == tensor.shape[2] * row:
+    even = map_ == 1 and pixel >= tensor.shape[1] and row == tensor.shape[3] * pixel and image == tensor.shape[2] * row
+    if even and row < 2**31:
         return tensor
     return tensor.contiguous(memory_format=torch.channels_last)
 

@@ -67,3 +67,9 @@ def test_without_maps_to_sum_the_epilogue_is_left():
     shift, residual = torch.randn(4), nhwc(2, 4, 5, 6)
     y = fprop(nhwc(2, 0, 5, 6), nhwc(4, 0, 3, 3), shift=shift, residual=residual)
     assert torch.equal(y, F.relu(shift[:, None, None] + residual))
+
+
+def test_rows_of_more_than_2_31_elements_are_copied():
+    """Kernels count the elements of a row in 32 bits."""
+    wide = torch.empty(2, 1, 1 << 16, 1 << 16, device="meta").permute(0, 3, 1, 2)[:, :8]
+    assert pixel_stride(evenly_spaced(wide)) == 8

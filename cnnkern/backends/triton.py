@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from cnnkern.backends.base import Candidate
 from cnnkern.flags import UNALIGNED, gpu_of
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
 
 OLDEST = 80  # compute capability
 ASSUMED = 90  # where there is no GPU to ask, an H100 or H200
+MOST_PIXELS = 2**30
 
 
 @functools.cache
@@ -76,6 +80,29 @@ def listed() -> dict[str, tuple[TritonKernel, Config]]:
     }
 
 
+class _Thread(threading.local):
+    """What a thread has done."""
+
+    def __init__(self) -> None:
+        self.entered: set[torch.device] = set()
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def on_device_of(tensor: Tensor) -> Iterator[None]:
+    """Makes the tensor's GPU the current one, with a CUDA context.
+
+    Threads begin without one, autograd's too, and the driver asks for one where a tensor descriptor is encoded.
+    """
+    with torch.cuda.device_of(tensor):
+        if tensor.is_cuda and tensor.device not in _thread.entered:
+            torch.cuda.Event().record()  # the first thing that asks the runtime, also while a graph is captured
+            _thread.entered.add(tensor.device)
+        yield
+
+
 def prepared(kernel: str, problem: ConvProblem, flags: int) -> Callable[[Operands], None]:
     """A call of the kernel on the problem, to be made any number of times."""
     from cnnkern.triton_kernels.launch import run
@@ -83,7 +110,7 @@ def prepared(kernel: str, problem: ConvProblem, flags: int) -> Callable[[Operand
     family, config = listed()[kernel]
 
     def call(operands: Operands) -> None:
-        with torch.cuda.device_of(operands.x):
+        with on_device_of(operands.x):
             run(family.launches(problem, operands, config))
 
     return call
@@ -113,16 +140,20 @@ class TritonBackend:
         ]
 
 
+def why_too_large(problem: ConvProblem) -> str:
+    """Empty, or which of the problem's sizes a Triton kernel cannot count."""
+    if problem.n * max(problem.h * problem.w, problem.p * problem.q) >= MOST_PIXELS:
+        return "its pixels are counted in 32 bits, with room for a split's last"
+    x_row, y_row = problem.w * (problem.x_pixel_stride or problem.c), problem.q * (problem.y_pixel_stride or problem.k)
+    return "elements of a row are counted in 32 bits" if max(x_row, y_row) >= 2**31 else ""
+
+
 def _answers(kernel: TritonKernel, problem: ConvProblem, flags: int) -> Iterator[tuple[Config, str, str]]:
     """Each config with its why_not and rather_not."""
     why_not = kernel.why_not(problem)
     if kernel.aligned and flags & UNALIGNED:
         why_not = "an operand does not begin at a multiple of 16 bytes"
-    if problem.n * max(problem.h * problem.w, problem.p * problem.q) >= 2**30:
-        why_not = "its pixels are counted in 32 bits, with room for a split's last"
-    x_row, y_row = problem.w * (problem.x_pixel_stride or problem.c), problem.q * (problem.y_pixel_stride or problem.k)
-    if max(x_row, y_row) >= 2**31:
-        why_not = "elements of a row are counted in 32 bits"
+    why_not = why_too_large(problem) or why_not
     if kernel.capability > chip(flags).capability:
         why_not = f"it needs compute capability {kernel.capability / 10}"
     if why_not:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from cnnkern.backends import triton
@@ -22,7 +21,8 @@ BACKEND = "triton"
 
 def shuffle_planes(x: Tensor, y: Tensor, groups: int) -> None:
     """Channel shuffle of contiguous tensors."""
-    _run(y, [channel_shuffle.shuffle_planes(x, y, groups)])
+    with triton.on_device_of(y):
+        run([channel_shuffle.shuffle_planes(x, y, groups)])
 
 
 def shuffle_maps(x: Tensor, y: Tensor, groups: int) -> None:
@@ -57,7 +57,7 @@ def global_avg_pool(x: Tensor, y: Tensor) -> None:
 
 def separable_why_not(first: ConvProblem, second: ConvProblem, flags: int) -> str:
     """Empty, or why the two convolutions are not one kernel's."""
-    return depthwise_separable.why_not(first, second)
+    return depthwise_separable.why_not(first, second) or triton.why_too_large(first) or triton.why_too_large(second)
 
 
 def separable(first: ConvProblem, second: ConvProblem, operands: SeparableOperands, flags: int) -> None:
@@ -102,5 +102,8 @@ def normalise_backward(
 
 
 def _run(written: Tensor, launches: Sequence[Launch]) -> None:
-    with torch.cuda.device_of(written):
+    """Puts what is computed pixel by pixel on the stream. Raises RuntimeError where there are too many to count."""
+    if written.numel() // written.shape[1] >= triton.MOST_PIXELS:
+        raise RuntimeError(f"{tuple(written.shape)}: Triton's kernels count pixels in 32 bits, up to 2^30")
+    with triton.on_device_of(written):
         run(launches)
