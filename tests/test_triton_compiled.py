@@ -12,8 +12,10 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 
 from cnnkern.operands import Operands
 from cnnkern.problem import DTYPES, ConvProblem
+from cnnkern.triton_kernels import channel_shuffle, pooling
 from cnnkern.triton_kernels.ahead_of_time import compile_launch
 from cnnkern.triton_kernels.configs import CHIPS, why_not_fit
+from cnnkern.triton_kernels.depthwise import in_units
 from cnnkern.triton_kernels.kernel_list import KERNELS
 
 # A layer of each class, as large as in training.
@@ -119,3 +121,37 @@ def test_the_picked_config_fits_every_chip():
             for problem in problems(kernel, dtype):
                 for chip in CHIPS.values():
                     assert kernel.pick(problem, chip) in kernel.configs
+
+
+def test_images_of_more_than_2_31_elements_are_counted_in_64_bits():
+    """Strides in units of several elements are multiplied in the kernel; an image's is passed as it is."""
+    strides = {"x_image": 2**33, "x_row": 2**20, "x_pixel": 24, "maps": 24}
+    assert in_units(strides) == {"x_image": 2**33, "x_row": 2**17, "x_pixel": 3, "maps": 3, "UNIT": 8}
+
+
+def test_grids_stay_within_their_axes():
+    """The second and third may have 65535 programs: tall images, many groups, and planes of many elements are long."""
+    tall = ConvProblem.parse("fprop-bf16-n1c8h2000000w1-k8r3s1-p1x0-g8")
+    grouped = ConvProblem.parse("wgrad-bf16-n1c140000h4w4-k140000r3s3-p1-g70000")
+    given = [(kernel, problem) for problem in (tall, grouped) for kernel in KERNELS
+             if kernel.direction == problem.direction and not kernel.why_not(problem)]  # fmt: skip
+    launches = [
+        launch
+        for kernel, problem in given
+        for config in kernel.configs
+        for launch in kernel.launches(problem, operands(problem), config)
+    ]
+    image = torch.empty(2, 64, 4096, 4096, device="meta")
+    launches += [channel_shuffle.shuffle_planes(image, image, 4), *pooling.global_avg_pool(image, image[:, :, :1, :1])]
+    for launch in launches:
+        assert max(launch.grid[1:], default=0) <= 65535, (launch.function, launch.grid)
+        assert launch.grid[0] < 2**31, (launch.function, launch.grid)
+
+
+@pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
+def test_maps_that_16_does_not_divide_are_read_in_vectors(direction):
+    """The implicit GEMM of ShuffleNet's 116 maps: 4 at a time, not one by one."""
+    kernel = next(kernel for kernel in KERNELS if (kernel.family, kernel.direction) == ("implicit_gemm", direction))
+    problem = ConvProblem.parse(f"{direction}-bf16-n32c116h28w28-k116r1s1")
+    first, *_ = kernel.launches(problem, operands(problem), kernel.pick(problem, CHIPS[90]))
+    assert "ld.global.b16" not in compile_launch(first, 90).ptx

@@ -55,14 +55,16 @@ def shuffle_maps_kernel(
 
 
 @triton.jit
-def shuffle_planes_kernel(x, y, maps, per_group, plane, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
-    """A run of one image of dense NCHW tensors, whose planes have `plane` elements; grid (images, runs)."""
-    i = tl.program_id(1).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+def shuffle_planes_kernel(x, y, image, plane, per_group, GROUPS: tl.constexpr, BLOCK: tl.constexpr):
+    """A run of one image of dense NCHW tensors; image and plane have so many elements; grid (images x runs,)."""
+    runs = tl.cdiv(image, BLOCK)
+    start = tl.program_id(0) % runs * BLOCK
+    mask = tl.arange(0, BLOCK) < image - start
+    i = start + tl.arange(0, BLOCK)
     map_ = i // plane
     source = (map_ % GROUPS * per_group + map_ // GROUPS) * plane + i % plane
-    image = tl.program_id(0).to(tl.int64) * maps * plane
-    mask = i < maps * plane
-    tl.store(y + image + i, tl.load(x + image + source, mask=mask), mask=mask)
+    first = (tl.program_id(0) // runs).to(tl.int64) * image
+    tl.store(y + first + i, tl.load(x + first + source, mask=mask), mask=mask)
 
 
 def shuffle_maps(x: Tensor, y: Tensor, groups: int) -> Launch:
@@ -85,6 +87,7 @@ def shuffle_planes(x: Tensor, y: Tensor, groups: int) -> Launch:
     """The launch for x and y (N, C, H, W) that are both contiguous."""
     n, maps, h, w = x.shape
     arguments = {
-        "x": x, "y": y, "maps": maps, "per_group": maps // groups, "plane": h * w, "GROUPS": groups, "BLOCK": _TILE,
+        "x": x, "y": y, "image": maps * h * w, "plane": h * w, "per_group": maps // groups, "GROUPS": groups,
+        "BLOCK": _TILE,
     }  # fmt: skip
-    return Launch(shuffle_planes_kernel, (n, cdiv(maps * h * w, _TILE)), arguments, Config((_TILE,)))
+    return Launch(shuffle_planes_kernel, (n * cdiv(maps * h * w, _TILE),), arguments, Config((_TILE,)))

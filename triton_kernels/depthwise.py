@@ -39,6 +39,7 @@ from cnnkern.problem import ConvProblem
 from cnnkern.triton_kernels.fused import epilogue, prologue
 from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Chip, Config, Launch, TritonKernel, cdiv
+from cnnkern.triton_kernels.pixels import multiple
 
 # ROWS x BLOCK_P columns x BLOCK_C maps; 8 elements to a thread are 16 bytes of bf16. gather has no use for ROWS.
 CONFIGS = (
@@ -70,30 +71,33 @@ def with_term(sums, i: tl.constexpr, term):
 def sweep_kernel(
     x, w, y, scale, shift, residual, x_scale, x_shift,
     points, rows, cols, maps, in_h, in_w,  # columns of all images; an image of y; an image of x
-    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # UNIT elements
+    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # rows and pixels in UNIT elements
     w_start, w_map, w_tap_h, w_tap_w,  # elements
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, sweeps, alpha, x_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP: tl.constexpr, HELD: tl.constexpr,
     ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
     UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """ROWS rows of y, `sweeps` apart, of a tile of columns x maps; grid (tiles, sweeps x bands of rows).
+    """ROWS rows of y, `sweeps` apart, of a tile of columns x maps; grid (tiles x sweeps x bands of rows,).
 
     From row to row of a sweep of y, x goes STEP taps down: the rows of y that a row of x reaches stand together.
     """
-    x_image, x_row, x_pixel, maps = x_image * UNIT, x_row * UNIT, x_pixel * UNIT, maps * UNIT
-    y_image, y_row, y_pixel = y_image * UNIT, y_row * UNIT, y_pixel * UNIT
-    r_image, r_row, r_pixel = r_image * UNIT, r_row * UNIT, r_pixel * UNIT
+    x_image, x_row, x_pixel, maps = multiple(x_image, UNIT), x_row * UNIT, x_pixel * UNIT, maps * UNIT
+    y_image, y_row, y_pixel = multiple(y_image, UNIT), y_row * UNIT, y_pixel * UNIT
+    r_image, r_row, r_pixel = multiple(r_image, UNIT), r_row * UNIT, r_pixel * UNIT
     blocks = tl.cdiv(maps, BLOCK_C)
-    map_ = tl.program_id(0) % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
+    tiles = blocks * tl.cdiv(points, BLOCK_P)
+    tile_index = tl.program_id(0) % tiles
+    map_ = tile_index % blocks * BLOCK_C + tl.arange(0, BLOCK_C)
     map_mask = map_ < maps
-    point = tl.program_id(0) // blocks * BLOCK_P + tl.arange(0, BLOCK_P)
+    point = tile_index // blocks * BLOCK_P + tl.arange(0, BLOCK_P)
     image = (point // cols).to(tl.int64)
     col = point % cols
     w0 = col * stride_w - pad_left
     x_base = x + image * x_image + w0.to(tl.int64) * x_pixel
-    sweep = tl.program_id(1).to(tl.int64) % sweeps
-    first = tl.program_id(1).to(tl.int64) // sweeps * ROWS
+    band = (tl.program_id(0) // tiles).to(tl.int64)
+    sweep = band % sweeps
+    first = band // sweeps * ROWS
     h0 = sweep * stride_h - pad_top + first * STEP * dilation_h
 
     weights = ()
@@ -144,7 +148,7 @@ def sweep_kernel(
 def gather_kernel(
     x, w, y, scale, shift, residual, x_scale, x_shift,
     points, rows, cols, out_h, out_w, maps, in_h, in_w,  # of a residue, over all images; its image; an image of y, of x
-    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # UNIT elements
+    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # rows and pixels in UNIT elements
     residues_h, residues_w, stride_h, stride_w, off_h, off_w, tap_h, tap_w, taps_h, taps_w, alpha, x_alpha,
     ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
     UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -154,9 +158,9 @@ def gather_kernel(
     Pixel (i, j) of residue (h0, w0) is y's (h0 + i * residues_h, w0 + j * residues_w); its tap (r, s) is x's pixel
     (i * stride_h + (h0 + off_h + r * tap_h) / residues_h, ...) where that is whole.
     """
-    x_image, x_row, x_pixel, maps = x_image * UNIT, x_row * UNIT, x_pixel * UNIT, maps * UNIT
-    y_image, y_row, y_pixel = y_image * UNIT, y_row * UNIT, y_pixel * UNIT
-    r_image, r_row, r_pixel = r_image * UNIT, r_row * UNIT, r_pixel * UNIT
+    x_image, x_row, x_pixel, maps = multiple(x_image, UNIT), x_row * UNIT, x_pixel * UNIT, maps * UNIT
+    y_image, y_row, y_pixel = multiple(y_image, UNIT), y_row * UNIT, y_pixel * UNIT
+    r_image, r_row, r_pixel = multiple(r_image, UNIT), r_row * UNIT, r_pixel * UNIT
     residue = tl.program_id(0) % (residues_h * residues_w)
     h0 = residue // residues_w
     w0 = residue % residues_w
@@ -221,11 +225,13 @@ def in_units(arguments: dict[str, Any], *maps: str) -> dict[str, Any]:
     """The arguments with strides and numbers of maps in UNIT elements, the largest power of 2 up to 8 that divides all.
 
     Triton sees by itself only that an argument is a multiple of 16; of a product with UNIT it sees what it is a
-    multiple of, and loads 8 maps at once where there are 24.
+    multiple of, and loads 8 maps at once where there are 24. The elements of an image stay as they are: where they
+    pass 2^31 their UNITs may not, and a product of 32 bits would.
     """
-    names = [name for name in arguments if name.endswith(("_image", "_row", "_pixel"))]
+    names = [name for name in arguments if name.endswith(("_row", "_pixel"))]
     names += maps or ("maps",)
-    unit = math.gcd(8, *(arguments[name] for name in names))
+    images = [name for name in arguments if name.endswith("_image")]
+    unit = math.gcd(8, *(arguments[name] for name in (*names, *images)))
     return arguments | {name: arguments[name] // unit for name in names} | {"UNIT": unit}
 
 
@@ -275,7 +281,7 @@ def _sweep(p: ConvProblem, o: Operands, config: Config, shared: dict[str, Any]) 
         "TAPS_H": p.r, "TAPS_W": p.s, "STEP": step, "HELD": held,
         "ROWS": rows, "BLOCK_P": block_p, "BLOCK_C": block_c,
     }  # fmt: skip
-    grid = (cdiv(p.n * size[1], block_p) * cdiv(p.c, block_c), sweeps * cdiv(cdiv(size[0], sweeps), rows))
+    grid = (cdiv(p.n * size[1], block_p) * cdiv(p.c, block_c) * sweeps * cdiv(cdiv(size[0], sweeps), rows),)
     return [*turn, Launch(sweep_kernel, grid, in_units(arguments), config)]
 
 

@@ -30,6 +30,7 @@ from cnnkern.triton_kernels.depthwise import in_units, turned
 from cnnkern.triton_kernels.fused import epilogue
 from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Config, Launch, cdiv
+from cnnkern.triton_kernels.pixels import multiple
 
 # BLOCK_M pixels x BLOCK_N maps of y x BLOCK_K maps of x at a time
 CONFIGS = (
@@ -45,15 +46,15 @@ CONFIGS = (
 def separable_kernel(
     x, dw_weight, dw_scale, dw_shift, pw_weight, pw_scale, pw_shift, y,
     points, rows, cols, in_h, in_w, maps, columns,  # pixels of y: all, of an image; an image of x; maps of x and of y
-    x_image, x_row, x_pixel, y_image, y_row, y_pixel,  # UNIT elements, as maps and columns
+    x_image, x_row, x_pixel, y_image, y_row, y_pixel,  # rows, pixels, maps and columns in UNIT elements
     w_column, w_map,  # elements
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, dw_alpha, pw_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, DW_ACTIVATION: tl.constexpr, PW_ACTIVATION: tl.constexpr,
     PRECISION: tl.constexpr, UNIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """A tile of pixels x maps of y; grid (tiles of maps x tiles of pixels,). dw_weight is [taps][maps] in float32."""
-    x_image, x_row, x_pixel, maps = x_image * UNIT, x_row * UNIT, x_pixel * UNIT, maps * UNIT
-    y_image, y_row, y_pixel, columns = y_image * UNIT, y_row * UNIT, y_pixel * UNIT, columns * UNIT
+    x_image, x_row, x_pixel, maps = multiple(x_image, UNIT), x_row * UNIT, x_pixel * UNIT, maps * UNIT
+    y_image, y_row, y_pixel, columns = multiple(y_image, UNIT), y_row * UNIT, y_pixel * UNIT, columns * UNIT
     tiles_n = tl.cdiv(columns, BLOCK_N)
     column = tl.program_id(0) % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
     column_mask = column < columns

@@ -32,6 +32,7 @@ from cnnkern.triton_kernels.depthwise import (
 from cnnkern.triton_kernels.fused import prologue
 from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Chip, Config, Launch, TritonKernel, cdiv
+from cnnkern.triton_kernels.pixels import multiple
 from cnnkern.triton_kernels.slices import added, slices_of
 
 # ROWS x BLOCK_P columns x BLOCK_C maps; 4 elements to a thread, half of depthwise.py's, leave registers for 25 sums.
@@ -52,7 +53,7 @@ _PROGRAMS = 1056  # 8 for each of 132 multiprocessors, whatever the chip, so tha
 def wgrad_kernel(
     dy, x, slices, bias_slices, x_scale, x_shift,
     points, rows, cols, maps, in_h, in_w, bands, units, per_split,
-    dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel,  # UNIT elements
+    dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel,  # rows and pixels in UNIT elements
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, sweeps, taps_h, taps_w, x_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP: tl.constexpr, X_ACTIVATION: tl.constexpr,
     UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -62,8 +63,8 @@ def wgrad_kernel(
     A split is per_split units, a unit what one program of sweep_kernel has: a tile of columns x a sweep x a band. Rows
     of dy past the image count as zeros: a NaN in x that one tap of a filter sees may show in its other taps.
     """
-    x_image, x_row, x_pixel, maps = x_image * UNIT, x_row * UNIT, x_pixel * UNIT, maps * UNIT
-    dy_image, dy_row, dy_pixel = dy_image * UNIT, dy_row * UNIT, dy_pixel * UNIT
+    x_image, x_row, x_pixel, maps = multiple(x_image, UNIT), x_row * UNIT, x_pixel * UNIT, maps * UNIT
+    dy_image, dy_row, dy_pixel = multiple(dy_image, UNIT), dy_row * UNIT, dy_pixel * UNIT
     map_ = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     map_mask = map_ < maps
     split = tl.program_id(1)

@@ -37,6 +37,7 @@ from cnnkern.triton_kernels.fused import epilogue, write
 from cnnkern.triton_kernels.grouped_sweep import diagonal_sum, sweep, swept
 from cnnkern.triton_kernels.implicit_gemm import dgrad_lattices, fprop_lattices, scattering
 from cnnkern.triton_kernels.launch import Chip, Config, Launch, TritonKernel, cdiv
+from cnnkern.triton_kernels.pixels import multiple
 
 # BLOCK_M pixels x BLOCK_N written maps x BLOCK_K read maps
 CONFIGS = (
@@ -62,7 +63,7 @@ def diagonal_kernel(
     points, rows, cols,  # of the lattice, over all images; its size in one image
     in_h, in_w, depth, columns, per_group,  # image; maps of a group in x and in y, and of a shuffle's
     tile_depth, tile_columns, all_depth, all_columns,  # those of the groups of a tile, and of all, in UNIT maps
-    x_image, x_row, x_pixel, y_image, y_row, y_pixel, y_start,  # UNIT elements; y's steps are the lattice's
+    x_image, x_row, x_pixel, y_image, y_row, y_pixel, y_start,  # in UNITs but the images; y's are the lattice's
     r_image, r_row, r_pixel, r_start,
     w_start, w_group, w_column, w_tap_h, w_tap_w, w_depth,  # elements
     in_step_h, in_step_w, off_h, off_w, tap_h, tap_w,  # input pixels: per lattice step, of the first tap, per tap
@@ -75,9 +76,9 @@ def diagonal_kernel(
 
     Tiles of the same pixels are neighbours: together they read whole lines of x.
     """
-    x_image, x_row, x_pixel = x_image * UNIT, x_row * UNIT, x_pixel * UNIT
-    y_image, y_row, y_pixel, y_start = y_image * UNIT, y_row * UNIT, y_pixel * UNIT, y_start * UNIT
-    r_image, r_row, r_pixel, r_start = r_image * UNIT, r_row * UNIT, r_pixel * UNIT, r_start * UNIT
+    x_image, x_row, x_pixel = multiple(x_image, UNIT), x_row * UNIT, x_pixel * UNIT
+    y_image, y_row, y_pixel, y_start = multiple(y_image, UNIT), y_row * UNIT, y_pixel * UNIT, y_start * UNIT
+    r_image, r_row, r_pixel, r_start = multiple(r_image, UNIT), r_row * UNIT, r_pixel * UNIT, r_start * UNIT
     tile_depth, tile_columns = tile_depth * UNIT, tile_columns * UNIT
     all_depth, all_columns = all_depth * UNIT, all_columns * UNIT
     tiles_n = tl.cdiv(tile_columns, BLOCK_N)

@@ -24,6 +24,7 @@ from cnnkern.triton_kernels.depthwise import in_units, sweeps_of
 from cnnkern.triton_kernels.fused import epilogue, prologue, write
 from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Config, Launch, cdiv
+from cnnkern.triton_kernels.pixels import multiple
 
 # What a program can hold, at most.
 _HELD_TAPS = 9
@@ -69,7 +70,7 @@ def diagonal_sweep_kernel(
     x, w, y, scale, shift, residual, beside, x_scale, x_shift,
     points, rows, cols, band, in_h, in_w,  # columns of all images; an image of y; rows of a program; an image of x
     depth, columns, per_group, tile_depth, tile_columns, all_depth, all_columns,  # as in grouped.py
-    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # UNIT elements
+    x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # rows and pixels in UNIT elements
     w_start, w_group, w_column, w_tap_h, w_tap_w, w_depth,  # elements
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, sweeps, alpha, x_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP: tl.constexpr,
@@ -77,10 +78,10 @@ def diagonal_sweep_kernel(
     SHUFFLE: tl.constexpr, SEVERAL: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """`band` rows of y, `sweeps` apart, of a tile of columns x the maps of some groups; grid as depthwise's sweep."""
-    x_image, x_row, x_pixel = x_image * UNIT, x_row * UNIT, x_pixel * UNIT
-    y_image, y_row, y_pixel = y_image * UNIT, y_row * UNIT, y_pixel * UNIT
-    r_image, r_row, r_pixel = r_image * UNIT, r_row * UNIT, r_pixel * UNIT
+    """`band` rows of y, `sweeps` apart, of a tile of columns x maps of some groups; grid (tiles, sweeps x bands)."""
+    x_image, x_row, x_pixel = multiple(x_image, UNIT), x_row * UNIT, x_pixel * UNIT
+    y_image, y_row, y_pixel = multiple(y_image, UNIT), y_row * UNIT, y_pixel * UNIT
+    r_image, r_row, r_pixel = multiple(r_image, UNIT), r_row * UNIT, r_pixel * UNIT
     tile_depth, tile_columns = tile_depth * UNIT, tile_columns * UNIT
     all_depth, all_columns = all_depth * UNIT, all_columns * UNIT
     tiles = tl.cdiv(all_columns, tile_columns)

@@ -26,6 +26,7 @@ from cnnkern.triton_kernels.fused import prologue
 from cnnkern.triton_kernels.grouped import groups_together, rather_not, why_not
 from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Chip, Config, Launch, TritonKernel, cdiv
+from cnnkern.triton_kernels.pixels import multiple
 from cnnkern.triton_kernels.slices import added, slices_of
 
 # BLOCK_M maps of y x BLOCK_N maps of x x BLOCK_P pixels. Loads are not staged: the taps of a tile find x in L1.
@@ -51,14 +52,14 @@ def diagonal_wgrad_kernel(
     points, rows, cols, per_split,  # output pixels: all, of an image, of one split (a multiple of BLOCK_P)
     in_h, in_w, c, k,  # input image; maps of a group
     tile_c, tile_k, all_c, all_k,  # maps of a tile's groups, and of all, in UNIT maps
-    dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel,  # UNIT elements
+    dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel,  # rows and pixels in UNIT elements
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, taps_h, taps_w, x_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, X_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, UNIT: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """TAPS_H x TAPS_W taps of the filters of some groups; grid (tiles of groups and maps, splits, tap blocks)."""
-    x_image, x_row, x_pixel = x_image * UNIT, x_row * UNIT, x_pixel * UNIT
-    dy_image, dy_row, dy_pixel = dy_image * UNIT, dy_row * UNIT, dy_pixel * UNIT
+    x_image, x_row, x_pixel = multiple(x_image, UNIT), x_row * UNIT, x_pixel * UNIT
+    dy_image, dy_row, dy_pixel = multiple(dy_image, UNIT), dy_row * UNIT, dy_pixel * UNIT
     tile_c, tile_k, all_c, all_k = tile_c * UNIT, tile_k * UNIT, all_c * UNIT, all_k * UNIT
     tiles_m, tiles_n = tl.cdiv(tile_k, BLOCK_M), tl.cdiv(tile_c, BLOCK_N)
     tile_m = tl.program_id(0) % tiles_m

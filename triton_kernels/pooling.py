@@ -32,7 +32,8 @@ from cnnkern.triton_kernels.pixels import multiple, vector_of
 from cnnkern.window import Window
 
 _TILE = 1024  # elements that a program writes
-_PART = 512  # pixels of an image that one program sums
+_PART = 512  # pixels of an image that one program sums, at least
+_PARTS = 1024  # of an image, at most
 
 
 @triton.jit
@@ -247,7 +248,7 @@ def avg_pool_backward(dy: Tensor, dx: Tensor, window: Window) -> Launch:
 def global_avg_pool(x: Tensor, y: Tensor) -> Sequence[Launch]:
     """The launches for x (N, C, H, W) with its maps next to each other; y is (N, C, 1, 1)."""
     n, maps, h, w = x.shape
-    parts = cdiv(h * w, _PART)
+    parts = min(cdiv(h * w, _PART), _PARTS)
     if parts == 1:
         return [_sum_pixels(x, y, 1, h * w)]
     sums = torch.empty(n, parts, 1, maps, dtype=_sum_dtype(x), device=x.device).permute(0, 3, 1, 2)
