@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import cnnkern
 from cnnkern import dispatch
 from cnnkern.bench import device, networks
-from cnnkern.bench.peers import FORMATS
+from cnnkern.bench.peers import FORMATS, best_of_vendor
 from cnnkern.bench.record import Comparison, Record, WholeRow
 from cnnkern.bench.run import FAILED
 from cnnkern.bench.timing import race
@@ -86,7 +86,13 @@ def measure(
 ) -> None:  # fmt: skip
     """Fills ``record.models`` in about ``budget`` seconds, and what compiling takes, on a type of device."""
     rows = [(name, batch, peer) for name in names for batch in batches for peer in against]
-    with torch.device(where), torch.inference_mode(), dispatch.use(fallback="raise"), device.plain_float32():
+    with (
+        torch.device(where),
+        torch.inference_mode(),
+        dispatch.use(fallback="raise"),
+        device.plain_float32(),
+        best_of_vendor(),
+    ):
         for name, batch, peer in rows:
             try:
                 row = measure_model(name, batch, dtype, peer, budget / len(rows))

@@ -6,7 +6,8 @@ backward asks for exactly the gradient under measurement.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -21,6 +22,17 @@ FORMATS = {
     "cuda": {"nhwc": torch.channels_last},
 }
 LIBRARIES = {"cpu": "onednn", "cuda": "cudnn"}
+
+
+@contextmanager
+def best_of_vendor() -> Iterator[None]:
+    """cuDNN picks its algorithms by measurement, as a user who knows it has it do."""
+    was = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = was
 
 
 def vendor_call(problem: ConvProblem, operands: Operands) -> Callable[[], Tensor]:

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import click
@@ -34,7 +33,7 @@ from cnnkern.bench.cli import (
     threads_option,
 )
 from cnnkern.bench.operands import Operands, draw, own_call
-from cnnkern.bench.peers import vendor_call, vendor_calls
+from cnnkern.bench.peers import best_of_vendor, vendor_call, vendor_calls
 from cnnkern.bench.run import weight_of
 from cnnkern.bench.suites import Case
 from cnnkern.bench.timing import HOPELESS, Call, Ratio, race, seconds_of
@@ -175,17 +174,6 @@ def winner(own: dict[str, Call], before: str, budget: float) -> str:
         return before
     others, chosen = race({name: own[name] for name in near}, {before: own[before]}, budget)
     return min(chosen, *others, key=lambda contender: contender.median).name
-
-
-@contextmanager
-def best_of_vendor() -> Iterator[None]:
-    """cuDNN picks its algorithms by measurement, as a user who knows it has it do."""
-    was = torch.backends.cudnn.benchmark
-    torch.backends.cudnn.benchmark = True
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.benchmark = was
 
 
 def measure_all(problems: list[ConvProblem], device: str, budget: float, show: Callable[[str, str], None]) -> bool:

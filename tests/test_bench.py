@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from cnnkern.bench import compare, fused, kernels, report, roofline, run, shapes, suites, summary, verify
+from cnnkern.bench import compare, fused, kernels, models, report, roofline, run, shapes, suites, summary, verify
 from cnnkern.bench.cli import bench
 from cnnkern.bench.operands import draw, own_call
 from cnnkern.bench.peers import vendor_call, vendor_calls
@@ -75,6 +75,14 @@ def test_options_replace_what_the_suite_says():
 )
 def test_family(text, family):
     assert suites.family(ConvProblem.parse(text)) == family
+
+
+def test_models_meet_the_vendor_at_its_best(monkeypatch):
+    """cuDNN's choice by measurement, as a user who knows it asks for it; the setting is the process's again after."""
+    seen = []
+    monkeypatch.setattr(models, "measure_model", lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    models.measure(Record("test"), ["lenet5"], [1], ["eager"], 1, lambda row: None)
+    assert (seen, torch.backends.cudnn.benchmark) == ([True], False)
 
 
 # --- what may be concluded
