@@ -42,6 +42,7 @@ MODELS = ("-m", "cnnkern", "bench", "models", "--device", "cuda", "--dtype", "bf
 TUNE = ("-m", "cnnkern", "tune", "resnet50", "--device", "cuda")
 SANITIZER = ("compute-sanitizer", "--error-exitcode", "1", "--report-api-errors", "no")
 SMALL = "exact and ((triton and 16x16x16 and f32) or (cuda and bf16))"
+WARPGROUPS = "(exact and triton and 128x64x32 and bf16)"  # whose products read their operands from shared memory
 UNTUNED = {"CNNKERN_TUNED": "0"}
 UNCACHED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # each tensor has memory of its own, beyond which access is an error
 STAGES = (
@@ -55,7 +56,8 @@ STAGES = (
     Stage("compiled", "the same against torch.compile",
           (*MODELS, "--against", "compile", "--model", "resnet50", "--budget", "60", "--out", "{out}/compiled"),
           environment=UNTUNED),
-    Stage("memcheck", "no access out of bounds", (*PYTEST, "-k", SMALL), SANITIZER, UNCACHED, sharded=True),
+    Stage("memcheck", "no access out of bounds", (*PYTEST, "-k", f"{SMALL} or {WARPGROUPS}"), SANITIZER, UNCACHED,
+          sharded=True),
     Stage("racecheck", "no race in shared memory", (*PYTEST, "-k", SMALL), (*SANITIZER, "--tool", "racecheck"),
           sharded=True),
     Stage("profile", "counters of a layer of each class", ("-m", "cnnkern.bench.profile"),

@@ -80,6 +80,7 @@ def test_family(text, family):
 def test_models_meet_the_vendor_at_its_best(monkeypatch):
     """cuDNN's choice by measurement, as a user who knows it asks for it; the setting is the process's again after."""
     seen = []
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     monkeypatch.setattr(models, "measure_model", lambda *_: seen.append(torch.backends.cudnn.benchmark))
     models.measure(Record("test"), ["lenet5"], [1], ["eager"], 1, lambda row: None)
     assert (seen, torch.backends.cudnn.benchmark) == ([True], False)

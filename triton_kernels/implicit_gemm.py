@@ -184,8 +184,12 @@ def wgrad_kernel(
 
 
 def image_strides(tensor: torch.Tensor) -> tuple[int, int, int]:
-    """Elements from image to image, row to row and pixel to pixel of an (N, C, H, W) tensor."""
-    return tensor.stride(0), tensor.stride(2), tensor.stride(3)
+    """Elements from image to image, row to row and pixel to pixel of an (N, C, H, W) tensor, 0 where there is but one.
+
+    torch leaves the stride of such an axis as it happened to be: if odd, the compiler would load element by element.
+    """
+    image, row, pixel = (tensor.stride(axis) if tensor.shape[axis] > 1 else 0 for axis in (0, 2, 3))
+    return image, row, pixel
 
 
 def scattering(config: Config) -> Config:
@@ -290,7 +294,7 @@ def _lattice_launch(
             f"{prefix}_start": out_start[0] * row + out_start[1] * pixel,
         }  # fmt: skip
 
-    # The stride of an axis with one tap is arbitrary: if odd, the compiler would load w element by element.
+    # As in image_strides, for an axis of one tap.
     weights = weights | {f"w_tap_{axis}": 0 for axis, count in zip("hw", taps, strict=True) if count == 1}
     x_image, x_row, x_pixel = image_strides(read)
     fprop = p.direction == "fprop"

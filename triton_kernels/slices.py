@@ -34,9 +34,9 @@ def add_slices_kernel(slices, out, count, splits, BLOCK: tl.constexpr):
 
 def slices_of(o: Operands, splits: int) -> dict[str, Tensor | None]:
     """The arguments ``slices`` [splits, elements of w] and ``bias_slices`` [splits, K], None without dbias."""
-    slices = torch.empty(splits, o.w.numel(), dtype=torch.float32, device=o.w.device)
-    bias_slices = None if o.dbias is None else torch.empty(splits, o.w.shape[0], device=o.w.device)
-    return {"slices": slices, "bias_slices": bias_slices}
+    plain = {"dtype": torch.float32, "device": o.w.device}
+    bias_slices = None if o.dbias is None else torch.empty(splits, o.w.shape[0], **plain)
+    return {"slices": torch.empty(splits, o.w.numel(), **plain), "bias_slices": bias_slices}
 
 
 def added(launch: Launch, o: Operands) -> list[Launch]:
