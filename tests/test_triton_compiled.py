@@ -29,6 +29,7 @@ LAYERS = (
     "n32c256h28w28-k256r3s3-p1-g32",
     "n32c256h56w56-k256r3s3-u2-p1-g32",
 )
+LEAST = ("n1c1h1w1-k1r1s1", "n1c2h1w1-k2r1s1-g2", "n1c8h1w1-k8r1s1")
 GEMMS = ("implicit_gemm", "pointwise", "im2col", "direct")  # whose tiles the predicate is about
 TENSOR_CORES = {80: "mma.sync", 90: "wgmma", 100: "tcgen05", 120: "mma.sync"}
 DENSE = ("implicit_gemm", "pointwise")
@@ -113,6 +114,14 @@ def test_every_config_compiles(kernel, dtype, capability):
             config, dtype, CHIPS[capability], depth(problem), descriptors=kernel.family == "pointwise"
         ):
             compiled(kernel, replace(problem, n=1), config, capability)
+
+
+@pytest.mark.parametrize("kernel", KERNELS, ids=ids)
+def test_sizes_of_1_compile(kernel):
+    """Triton makes constants of them, which neither the interpreter nor a layer of a network has."""
+    least = [ConvProblem.parse(f"{kernel.direction}-f32-{sizes}") for sizes in LEAST]
+    problem = next(problem for problem in least if not kernel.why_not(problem))
+    compiled(kernel, problem, kernel.configs[-1], 90)
 
 
 def test_the_picked_config_fits_every_chip():
