@@ -160,14 +160,14 @@ def conv2d_shuffled(
 ) -> Tensor:  # fmt: skip
     """channel_shuffle(cat([beside, y], 1), shuffle) of conv2d_fprop's y, in one kernel where it can."""
     channels_last = gives_channels_last(x, w) and (beside is None or suggests_channels_last(beside))
-    x, k = evenly_spaced(x), w.shape[0]
+    given, x, k = x, evenly_spaced(x), w.shape[0]
     maps = k if beside is None else 2 * k
     epilogue = Epilogue(activation, scale is not None, shift is not None, alpha=alpha)
     problem = _problem("fprop", x.shape, w.shape, x.dtype, tuple(geometry), _gap(x), maps, Prologue(), epilogue)
     kernel = _shuffling_kernel(problem, flags | _operand_flags((x,)))
     fits = beside is None or (beside.shape, beside.dtype) == (problem.y_size, x.dtype)
     if kernel is None or not fits or shuffle < 1 or maps % shuffle:
-        return ops.conv2d_shuffled(x, w, scale, shift, beside, geometry, activation, alpha, shuffle, flags)
+        return ops.conv2d_shuffled(given, w, scale, shift, beside, geometry, activation, alpha, shuffle, flags)
     result = _nhwc_empty((problem.n, maps, problem.p, problem.q), x)
     if result.numel():
         beside = None if beside is None else evenly_spaced(beside)

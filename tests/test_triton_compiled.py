@@ -91,9 +91,10 @@ def test_the_config_picked_spills_nothing(kernel, dtype, capability):
 
 @pytest.mark.parametrize("capability", CHIPS)
 def test_shuffled_maps_spill_nothing(capability):
-    """The 1x1 convolutions before ShuffleNet's shuffle, and before that of its second version."""
+    """The 1x1 convolutions before ShuffleNet's shuffle and that of its second version; and its depthwise ones."""
     cases = (("grouped", "c384h28w28-k96r1s1-g8", 8), ("implicit_gemm", "c240h28w28-k60r1s1-g3", 3),
-             ("implicit_gemm", "c116h28w28-k116r1s1", 2))  # fmt: skip
+             ("implicit_gemm", "c116h28w28-k116r1s1", 2), ("depthwise", "c116h28w28-k116r3s3-p1-g116", 2),
+             ("depthwise", "c240h28w28-k240r5s5-p2-g240", 3))  # fmt: skip
     for family, layer, shuffle in cases:
         kernel = next(kernel for kernel in KERNELS if (kernel.family, kernel.direction) == (family, "fprop"))
         problem = ConvProblem.parse(f"fprop-bf16-n32{layer}")

@@ -36,7 +36,7 @@ import triton.language as tl
 
 from cnnkern.operands import Operands
 from cnnkern.problem import ConvProblem
-from cnnkern.triton_kernels.fused import epilogue, prologue
+from cnnkern.triton_kernels.fused import epilogue, prologue, write
 from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Chip, Config, Launch, TritonKernel, cdiv
 from cnnkern.triton_kernels.pixels import multiple
@@ -69,13 +69,13 @@ def with_term(sums, i: tl.constexpr, term):
 
 @triton.jit
 def sweep_kernel(
-    x, w, y, scale, shift, residual, x_scale, x_shift,
-    points, rows, cols, maps, in_h, in_w,  # columns of all images; an image of y; an image of x
+    x, w, y, scale, shift, residual, beside, x_scale, x_shift,
+    points, rows, cols, maps, per_group, in_h, in_w,  # columns of all images; an image of y; maps; an image of x
     x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # rows and pixels in UNIT elements
     w_start, w_map, w_tap_h, w_tap_w,  # elements
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, sweeps, alpha, x_alpha,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP: tl.constexpr, HELD: tl.constexpr,
-    ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
+    ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr, SHUFFLE: tl.constexpr,
     UNIT: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """ROWS rows of y, `sweeps` apart, of a tile of columns x maps; grid (tiles x sweeps x bands of rows,).
@@ -140,17 +140,17 @@ def sweep_kernel(
         at = pixel[:, None] + map_[None, :]
         total = epilogue(sums[REACH - 1], mask, scale, shift, residual, at, map_, map_mask, ACTIVATION, alpha)
         pixel = image * y_image + row * y_row + col * y_pixel
-        tl.store(y + pixel[:, None] + map_[None, :], total.to(y.dtype.element_ty), mask=mask)
+        write(y, pixel, total, mask, map_, maps, beside, at, per_group, SHUFFLE)
         sums = (tl.zeros((BLOCK_P, BLOCK_C), tl.float32),) + sums[: REACH - 1]
 
 
 @triton.jit
 def gather_kernel(
-    x, w, y, scale, shift, residual, x_scale, x_shift,
-    points, rows, cols, out_h, out_w, maps, in_h, in_w,  # of a residue, over all images; its image; an image of y, of x
+    x, w, y, scale, shift, residual, beside, x_scale, x_shift,
+    points, rows, cols, out_h, out_w, maps, per_group, in_h, in_w,  # of a residue: all, of an image; images of y and x
     x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel,  # rows and pixels in UNIT elements
     residues_h, residues_w, stride_h, stride_w, off_h, off_w, tap_h, tap_w, taps_h, taps_w, alpha, x_alpha,
-    ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
+    ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr, SHUFFLE: tl.constexpr,
     UNIT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """A tile of pixels x maps of one residue of y; grid (residues x tiles,). w is [taps][maps] in float32.
@@ -197,7 +197,7 @@ def gather_kernel(
     at = (image * r_image + row * r_row + col * r_pixel)[:, None] + map_[None, :]
     total = epilogue(total, mask, scale, shift, residual, at, map_, map_mask, ACTIVATION, alpha)
     pixel = image * y_image + row * y_row + col * y_pixel
-    tl.store(y + pixel[:, None] + map_[None, :], total.to(y.dtype.element_ty), mask=mask)
+    write(y, pixel, total, mask, map_, maps, beside, at, per_group, SHUFFLE)
 
 
 @triton.jit
@@ -247,12 +247,14 @@ def _launches(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     read, written = (o.x, o.y) if fprop else (o.y, o.x)
     shared: dict[str, Any] = {
         "x": read, "y": written, "scale": o.scale, "shift": o.shift, "residual": o.residual,
-        "x_scale": o.x_scale, "x_shift": o.x_shift, "maps": p.c, "in_h": read.shape[2], "in_w": read.shape[3],
+        "beside": o.beside, "x_scale": o.x_scale, "x_shift": o.x_shift, "maps": p.c, "per_group": o.per_group,
+        "in_h": read.shape[2], "in_w": read.shape[3],
         "alpha": p.epilogue.alpha, "x_alpha": p.prologue.alpha,
         "ACTIVATION": p.epilogue.activation if fprop else "none",
-        "X_ACTIVATION": p.prologue.activation if fprop else "none",
+        "X_ACTIVATION": p.prologue.activation if fprop else "none", "SHUFFLE": o.shuffle,
     }  # fmt: skip
-    for prefix, tensor in (("x", read), ("y", written), ("r", o.residual)):
+    beside = o.residual if o.beside is None else o.beside
+    for prefix, tensor in (("x", read), ("y", written), ("r", beside)):
         strides = (0, 0, 0) if tensor is None else image_strides(tensor)
         shared |= dict(zip((f"{prefix}_image", f"{prefix}_row", f"{prefix}_pixel"), strides, strict=True))
     return (_sweep if _swept(p) else _gather)(p, o, config, shared)
@@ -336,6 +338,6 @@ def rather_not(p: ConvProblem) -> str:
 
 
 KERNELS = (
-    TritonKernel("depthwise", "fprop", CONFIGS, why_not, rather_not, _pick, _launches),
+    TritonKernel("depthwise", "fprop", CONFIGS, why_not, rather_not, _pick, _launches, shuffles=True),
     TritonKernel("depthwise", "dgrad", CONFIGS, why_not, rather_not, _pick, _launches),
 )

@@ -21,6 +21,8 @@ CASES = (
     ("n2c11h3w3-k17r1s1-g1-scale-shift-act:relu", 2, True),  # the last 1x1 of the second version's unit
     ("n1c12h4w4-k20r3s3-p1-u2-g4-act:silu", 5, True),
     ("n1c6h3w3-k8r1s1-g2-ys32", 1, True),  # a concatenation alone
+    ("n1c18h5w4-k18r3s3-p1-g18-scale-shift-act:relu", 3, False),  # depthwise, down the rows
+    ("n1c8h5w3-k8r9s1-p4x0-g8", 2, True),  # and pixel by pixel
 )
 
 
@@ -60,15 +62,17 @@ def test_exact_on_integers(kernel, dtype):
 @pytest.mark.parametrize("groups", [1, 3, 12])
 @pytest.mark.parametrize("beside", [0, 12, 6])
 def test_the_operator(groups, beside):
-    """By one kernel or, depthwise and beside another number of maps, by several; with x a slice, and in NCHW."""
+    """By one kernel or, beside another number of maps, several; with x a slice, and in NCHW. Its strides are the fake's."""
     w, wide = normal(12, 12 // groups, 3, 3), normal(2, 20, 5, 4)
     others = normal(2, beside, 5, 4, seed=1) if beside else None
     geometry = (1, 1, 1, 1, 1, 1, 1, 1, groups)
     for x in (wide[:, 3:15], wide[:, 3:15].contiguous()):
-        y = gpu_tools.conv2d_shuffled(x, w, None, normal(12, 1, 1, 1).flatten(), others, geometry, "relu", 0.0, 3, 0)
+        tensors = x, w, None, normal(12, 1, 1, 1).flatten(), others
+        y = gpu_tools.conv2d_shuffled(*tensors, geometry, "relu", 0.0, 3, 0)
         truth = F.conv2d(x.double(), w.double(), normal(12, 1, 1, 1).flatten().double(), 1, 1, 1, groups).relu()
         torch.testing.assert_close(y, joined(truth, None if others is None else others.double(), 3).float())
-        assert y.is_contiguous(memory_format=torch.channels_last)
+        fake = ops.CONV2D_SHUFFLED(*(t if t is None else t.to("meta") for t in tensors), geometry, "relu", 0.0, 3, 0)
+        assert y.stride() == fake.stride()
 
 
 def test_it_takes_one_launch(monkeypatch):
