@@ -62,7 +62,7 @@ def test_exact_on_integers(kernel, dtype):
 @pytest.mark.parametrize("groups", [1, 3, 12])
 @pytest.mark.parametrize("beside", [0, 12, 6])
 def test_the_operator(groups, beside):
-    """By one kernel or, beside another number of maps, several; with x a slice, and in NCHW. Its strides are the fake's."""
+    """By one kernel or, beside another number of maps, several; of a slice and of NCHW. Strides are the fake's."""
     w, wide = normal(12, 12 // groups, 3, 3), normal(2, 20, 5, 4)
     others = normal(2, beside, 5, 4, seed=1) if beside else None
     geometry = (1, 1, 1, 1, 1, 1, 1, 1, groups)
