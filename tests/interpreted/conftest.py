@@ -4,7 +4,7 @@ Triton 3.7 multiplies the raw bits of bf16 operands in an interpreted tl.dot, an
 bf16. Here operands are widened first, in which every bf16 is exact, and results are rounded to the nearest, as a GPU
 does both; the kernels stay as they are.
 
-Triton 3.6's interpreter takes arrays of one element for numbers, which numpy refuses from 2.4 on: with it, an older one.
+Triton 3.6's interpreter takes arrays of one element for numbers, which numpy refuses from 2.4 on: use an older one.
 """
 
 import numpy as np
