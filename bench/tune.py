@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cnnkern import dispatch, testing
 from cnnkern import tune as tuned
+from cnnkern.arguments import allows_tf32
 from cnnkern.backends import OWN_BACKENDS, why_no_gpu
 from cnnkern.bench.allocator import keep_freed_memory
 from cnnkern.bench.cli import (
@@ -84,8 +85,7 @@ def why_not(problem: ConvProblem) -> str:
 
 def flags_on(device: str) -> int:
     """The operators' flags of a call under torch's own settings."""
-    tf32 = device == "cuda" and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return TF32 if tf32 else 0
+    return TF32 if device == "cuda" and allows_tf32() else 0
 
 
 def allowed_error(problem: ConvProblem, flags: int) -> float:

@@ -60,6 +60,12 @@ def why_not_own(input: Tensor, *others: Tensor | None) -> str:
     return ""
 
 
+@torch.compiler.assume_constant_result
+def allows_tf32() -> bool:
+    """Whether convolutions on a GPU may multiply float32 as TF32; a graph keeps what was so when it was traced."""
+    return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
+
+
 def geometry_of(weight: Tensor, stride: Size, padding: Size | str, dilation: Size) -> tuple[int, ...] | None:
     """Stride, padding and dilation as the operators take them; None if torch is to say what is wrong."""
     steps, spread = pair(stride), pair(dilation)

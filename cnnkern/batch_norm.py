@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import Function
 
 from cnnkern import autograd, autograd_tools, dispatch, gpu, gpu_tools
-from cnnkern.arguments import Size, alpha_of, geometry_of
+from cnnkern.arguments import Size, allows_tf32, alpha_of, geometry_of
 from cnnkern.backends import OWN_BACKENDS, cuda, triton
 from cnnkern.composed import activate
 from cnnkern.flags import ONLY, TF32
@@ -174,5 +174,4 @@ def _check(z: Tensor, layer: Layer, running: tuple[Tensor, Tensor] | None, **ima
 
 def _flags(x: Tensor) -> int:
     settings = dispatch.settings()
-    tf32 = x.is_cuda and torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
-    return settings.flags | ONLY.get(settings.backend or "", 0) | (TF32 if tf32 else 0)
+    return settings.flags | ONLY.get(settings.backend or "", 0) | (TF32 if x.is_cuda and allows_tf32() else 0)

@@ -24,6 +24,7 @@ from torch.nn.functional import max_pool2d_with_indices as torch_max_pool2d_with
 from cnnkern import autograd, autograd_tools, composed, dispatch, ops
 from cnnkern.arguments import (
     Size,
+    allows_tf32,
     alpha_of,
     autocast,
     autocasts,
@@ -382,7 +383,7 @@ def _flags(settings: Settings, input: Tensor) -> int:
     flags = settings.flags | (DETERMINISTIC if torch.are_deterministic_algorithms_enabled() else 0)
     if input.is_cuda:
         flags |= ONLY.get(settings.backend or "", 0)
-        if torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]
+        if allows_tf32():
             flags |= TF32
     return flags
 

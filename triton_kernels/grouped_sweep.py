@@ -149,6 +149,7 @@ def diagonal_sweep_kernel(
 
     if SEVERAL:
         if tl.min(tl.reshape(finite.to(tl.int32), (BLOCK_M * BLOCK_N,)), axis=0) == 0:
+            tl.debug_barrier()  # what is written again may have been written by other threads
             for place in range(first, tl.minimum(first + band, tl.cdiv(rows - sweep, sweeps))):
                 row = sweep + place * sweeps
                 total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)

@@ -24,9 +24,14 @@ BACKENDS: tuple[Backend, ...] = (
 OWN_BACKENDS = {"cpu": (CpuBackend.name,), "cuda": (TritonBackend.name, CudaBackend.name)}
 
 
-@functools.cache
+@torch.compiler.assume_constant_result  # what looks for packages and drivers cannot be traced into a graph
 def why_no_gpu(device: torch.device | None = None) -> str:
     """Empty, or why none of the package's kernels can run on a GPU (None: on any of this machine)."""
+    return _why_no_gpu(device)
+
+
+@functools.cache
+def _why_no_gpu(device: torch.device | None) -> str:
     reasons = dict.fromkeys((triton.why_missing(device), cuda.why_missing(device)))
     return "" if "" in reasons else "; ".join(reasons)
 

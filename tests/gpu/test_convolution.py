@@ -170,6 +170,20 @@ def test_gradients_on_the_packages_kernels_alone(backend):
         torch.testing.assert_close(one.double(), other, rtol=5e-3, atol=5e-3 * other.abs().max().item())  # TF32
 
 
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])  # the latter in a CUDA graph
+def test_a_compiled_layer(mode):
+    layer = cnnkern.Conv2d(16, 24, 3, padding=1, device="cuda")
+    x = torch.randn(4, 16, 15, 15, device="cuda", requires_grad=True)
+    wanted = (x, *layer.parameters())
+    with cnnkern.use(fallback="raise"):
+        truth = torch.autograd.grad(layer(x).square().sum(), wanted)
+        compiled = torch.compile(layer, fullgraph=True, mode=mode)
+        for _ in range(3):  # the last of which replays
+            found = torch.autograd.grad(compiled(x).square().sum(), wanted)
+            for one, other in zip(found, truth, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3 * other.abs().max().item())
+
+
 @pytest.mark.parametrize("backend", OWN_BACKENDS["cuda"])
 @pytest.mark.parametrize(("maps", "groups"), [(32, 1), (32, 16), (16, 16), (16, 4)])
 def test_a_batch_normalised_layer_in_training(maps, groups, backend):
