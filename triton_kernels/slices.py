@@ -34,9 +34,11 @@ def add_slices_kernel(slices, out, count, splits, BLOCK: tl.constexpr):
 
 def slices_of(o: Operands, splits: int) -> dict[str, Tensor | None]:
     """The arguments ``slices`` [splits, elements of w] and ``bias_slices`` [splits, K], None without dbias."""
-    plain = {"dtype": torch.float32, "device": o.w.device}
-    bias_slices = None if o.dbias is None else torch.empty(splits, o.w.shape[0], **plain)
-    return {"slices": torch.empty(splits, o.w.numel(), **plain), "bias_slices": bias_slices}
+
+    def empty(count: int) -> Tensor:
+        return torch.empty(splits, count, dtype=torch.float32, device=o.w.device)
+
+    return {"slices": empty(o.w.numel()), "bias_slices": None if o.dbias is None else empty(o.w.shape[0])}
 
 
 def added(launch: Launch, o: Operands) -> list[Launch]:
