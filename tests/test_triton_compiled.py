@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("triton", reason="Triton is for Linux")
 
 from cnnkern.operands import Operands
-from cnnkern.problem import DTYPES, ConvProblem
+from cnnkern.problem import DIRECTIONS, DTYPES, ConvProblem
 from cnnkern.triton_kernels import channel_shuffle, pooling
 from cnnkern.triton_kernels.ahead_of_time import compile_launch
 from cnnkern.triton_kernels.configs import CHIPS, why_not_fit
@@ -158,10 +158,18 @@ def test_grids_stay_within_their_axes():
         assert launch.grid[0] < 2**31, (launch.function, launch.grid)
 
 
-@pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
-def test_maps_that_16_does_not_divide_are_read_in_vectors(direction):
-    """The implicit GEMM of ShuffleNet's 116 maps: 4 at a time, not one by one."""
-    kernel = next(kernel for kernel in KERNELS if (kernel.family, kernel.direction) == ("implicit_gemm", direction))
-    problem = ConvProblem.parse(f"{direction}-bf16-n32c116h28w28-k116r1s1")
-    first, *_ = kernel.launches(problem, operands(problem), kernel.pick(problem, CHIPS[90]))
+@pytest.mark.parametrize(
+    ("family", "problem"),
+    [
+        *(("implicit_gemm", f"{direction}-bf16-n32c116h28w28-k116r1s1") for direction in DIRECTIONS),  # ShuffleNet's
+        ("pointwise", "fprop-bf16-n32c144h56w56-k24r1s1-residual"),  # MobileNet's
+    ],
+)
+def test_maps_that_16_does_not_divide_are_read_in_vectors(family, problem):
+    """4 or 8 at a time, not one by one."""
+    problem = ConvProblem.parse(problem)
+    kernel = next(kernel for kernel in KERNELS if (kernel.family, kernel.direction) == (family, problem.direction))
+    given = operands(problem)
+    given = replace(given, residual=given.y if problem.epilogue.residual else None)
+    first, *_ = kernel.launches(problem, given, kernel.pick(problem, CHIPS[90]))
     assert "ld.global.b16" not in compile_launch(first, 90).ptx

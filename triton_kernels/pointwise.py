@@ -44,6 +44,7 @@ from cnnkern.triton_kernels.configs import (
 )
 from cnnkern.triton_kernels.fused import epilogue, prologue
 from cnnkern.triton_kernels.launch import Config, Launch, TritonKernel, cdiv
+from cnnkern.triton_kernels.pixels import multiple
 from cnnkern.triton_kernels.slices import added, slices_of
 
 
@@ -53,9 +54,10 @@ def product_kernel(
     scale, shift, residual, x_scale, x_shift,
     points, depth, columns, r_pixel, alpha, x_alpha,
     FPROP: tl.constexpr, ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """Every num_programs-th tile of pixels x maps from the program's own on; grid (programs,)."""
+    columns, r_pixel = multiple(columns, VECTOR), multiple(r_pixel, VECTOR)
     tiles_m, tiles_n = tl.cdiv(points, BLOCK_M), tl.cdiv(columns, BLOCK_N)
     for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=True):
         # Tiles next to each other take the same columns of up to 8 tiles of points, so that L2 serves w and x again.
@@ -92,9 +94,10 @@ def wgrad_kernel(
     slices, bias_slices, x_scale, x_shift,
     points, per_split, c, k, x_alpha,  # per_split: pixels, a multiple of BLOCK_P
     X_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """One tile of maps of y x maps of x, for one split; grid (tiles, splits)."""
+    c = multiple(c, VECTOR)
     tiles_m = tl.cdiv(k, BLOCK_M)
     start_m = tl.program_id(0) % tiles_m * BLOCK_M
     start_n = tl.program_id(0) // tiles_m * BLOCK_N
@@ -156,7 +159,7 @@ def _product(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
         "FPROP": fprop,
         "ACTIVATION": p.epilogue.activation if fprop else "none",
         "X_ACTIVATION": p.prologue.activation if fprop else "none",
-        "PRECISION": o.precision, "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k,
+        "PRECISION": o.precision, "VECTOR": _vector(p), "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k,
     }  # fmt: skip
     resident = chip().multiprocessors * max(1, 8 // config.warps)
     programs = min(cdiv(points, block_m) * cdiv(columns, block_n), resident)
@@ -176,10 +179,15 @@ def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
         "x": TensorDescriptor.from_tensor(x, [block_p, block_n]),
         **slices_of(o, splits), "x_scale": o.x_scale, "x_shift": o.x_shift,
         "points": points, "per_split": per_split, "c": p.c, "k": p.k, "x_alpha": p.prologue.alpha,
-        "X_ACTIVATION": p.prologue.activation, "PRECISION": o.precision,
+        "X_ACTIVATION": p.prologue.activation, "PRECISION": o.precision, "VECTOR": _vector(p),
         "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_P": block_p,
     }  # fmt: skip
     return added(Launch(wgrad_kernel, (tiles, splits), arguments, config), o)
+
+
+def _vector(p: ConvProblem) -> int:
+    """Maps in 16 bytes, of which a descriptor's strides are multiples, and so all numbers of maps here."""
+    return 16 // DTYPES[p.dtype].itemsize
 
 
 def _why_not(p: ConvProblem) -> str:
@@ -187,7 +195,7 @@ def _why_not(p: ConvProblem) -> str:
         return "the filter is not 1x1 with stride 1 and no padding"
     if p.groups > 1:
         return "it has groups"
-    vector = 16 // DTYPES[p.dtype].itemsize
+    vector = _vector(p)
     if any(size % vector for size in (p.c, p.k, p.x_pixel_stride, p.y_pixel_stride)):
         return f"a descriptor's strides are multiples of 16 bytes, so maps and pixel strides are of {vector}"
     return ""
