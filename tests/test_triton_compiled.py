@@ -3,13 +3,19 @@
 Results are checked by the interpreter (tests/interpreted) and, where there is a GPU, on it.
 """
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
+from threading import get_ident
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 pytest.importorskip("triton", reason="Triton is for Linux")
 
+from cnnkern.backends import triton as backend
+from cnnkern.backends import triton_tools
 from cnnkern.operands import Operands
 from cnnkern.problem import DIRECTIONS, DTYPES, ConvProblem
 from cnnkern.triton_kernels import channel_shuffle, pooling
@@ -17,6 +23,8 @@ from cnnkern.triton_kernels.ahead_of_time import compile_launch
 from cnnkern.triton_kernels.configs import CHIPS, why_not_fit
 from cnnkern.triton_kernels.depthwise import in_units
 from cnnkern.triton_kernels.kernel_list import KERNELS
+from cnnkern.triton_kernels.launch import Chip
+from cnnkern.window import Window
 
 # A layer of each class, as large as in training.
 LAYERS = (
@@ -173,3 +181,41 @@ def test_maps_that_16_does_not_divide_are_read_in_vectors(family, problem):
     given = replace(given, residual=given.y if problem.epilogue.residual else None)
     first, *_ = kernel.launches(problem, given, kernel.pick(problem, CHIPS[90]))
     assert "ld.global.b16" not in compile_launch(first, 90).ptx
+
+
+def test_more_pixels_than_are_counted_are_refused():
+    """By the operators too that no dispatch stands before."""
+    image = torch.empty(1 << 16, 1, 1 << 7, 1 << 7, device="meta")
+    with pytest.raises(RuntimeError, match="count pixels in 32 bits"):
+        triton_tools.avg_pool(image, image, Window((1, 1), (1, 1), (0, 0), (1, 1)))
+    depthwise = ConvProblem.parse("fprop-bf16-n65536c8h128w128-k8r3s3-p1-g8")
+    pointwise = ConvProblem.parse("fprop-bf16-n65536c8h128w128-k8r1s1")
+    assert "pixels" in triton_tools.separable_why_not(depthwise, pointwise, 0)
+
+
+def test_kernels_are_chosen_for_the_least_of_several_gpus(monkeypatch):
+    gpus = [
+        SimpleNamespace(major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=227 * 1024),
+        SimpleNamespace(major=8, minor=6, multi_processor_count=84, shared_memory_per_block_optin=99 * 1024),
+    ]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
+    assert backend.chip.__wrapped__() == Chip(86, 84, 99 * 1024)
+
+
+def test_a_thread_is_given_a_context_once(monkeypatch):
+    """Not every thread of autograd's has called something that gives it one, and tensor descriptors ask for one."""
+    events = []
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext())
+    monkeypatch.setattr(torch.cuda, "Event", lambda: SimpleNamespace(record=lambda: events.append(get_ident())))
+    tensor = SimpleNamespace(is_cuda=True, device=torch.device("cuda", 99))
+
+    def calls():
+        for _ in range(2):
+            with backend.on_device_of(tensor):
+                pass
+        return get_ident()
+
+    with ThreadPoolExecutor(1) as pool:
+        assert events == [calls(), pool.submit(calls).result()]
