@@ -54,8 +54,8 @@ def patches(
     corner = (point // (rows * cols)).to(tl.int64) * x_image + h.to(tl.int64) * x_row + w_.to(tl.int64) * x_pixel
     offsets = corner[:, None] + (tap_h.to(tl.int64) * x_row + tap_w * x_pixel + map_)[None, :]
     # A pixel or column that is not there is put out of reach; below 0 is far above the last row, read as unsigned.
-    h = tl.where(point < points, h, 1 << 29)
-    tap_h = tl.where(column_mask, tap_h, 1 << 29)
+    h = tl.where(point < points, h, 1 << 30)
+    tap_h = tl.where(column_mask, tap_h, 1 << 30)
     inside_h = (h[:, None] + tap_h[None, :]).to(tl.uint32, bitcast=True) < in_h
     mask = inside_h & ((w_[:, None] + tap_w[None, :]).to(tl.uint32, bitcast=True) < in_w)
     tile = tl.load(x + offsets, mask=mask, other=0.0)
