@@ -35,6 +35,7 @@ from cnnkern.triton_kernels.fused import epilogue
 from cnnkern.triton_kernels.im2col import patches
 from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Config, Launch, TritonKernel, cdiv
+from cnnkern.triton_kernels.pixels import strides, vector_of
 from cnnkern.triton_kernels.slices import added, slices_of
 
 
@@ -45,9 +46,12 @@ def fprop_kernel(
     x_image, x_row, x_pixel, y_image, y_row, y_pixel, r_image, r_row, r_pixel, w_k, w_c, w_row, w_col,
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, alpha, x_alpha,
     C: tl.constexpr, TAPS: tl.constexpr, TAPS_W: tl.constexpr, ACTIVATION: tl.constexpr, X_ACTIVATION: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, VECTOR: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One tile of output pixels x maps; grid (tiles,)."""
+    k, y_image, y_row, y_pixel = strides(k, y_image, y_row, y_pixel, VECTOR)
+    k, r_image, r_row, r_pixel = strides(k, r_image, r_row, r_pixel, VECTOR)
     tiles_n = tl.cdiv(k, BLOCK_N)
     point = tl.program_id(0) // tiles_n * BLOCK_M + tl.arange(0, BLOCK_M)
     map_ = tl.program_id(0) % tiles_n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -82,9 +86,10 @@ def wgrad_kernel(
     dy_image, dy_row, dy_pixel, x_image, x_row, x_pixel,
     stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w, x_alpha,
     C: tl.constexpr, TAPS: tl.constexpr, TAPS_W: tl.constexpr, X_ACTIVATION: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
+    VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """One tile of maps of y x filter positions, for one split; grid (tiles, splits)."""
+    k, dy_image, dy_row, dy_pixel = strides(k, dy_image, dy_row, dy_pixel, VECTOR)
     tiles_m = tl.cdiv(k, BLOCK_M)
     map_ = tl.program_id(0) % tiles_m * BLOCK_M + tl.arange(0, BLOCK_M)
     column = tl.program_id(0) // tiles_m * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -138,6 +143,7 @@ def _fprop(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
         "r_image": r_image, "r_row": r_row, "r_pixel": r_pixel,
         "w_k": w_k, "w_c": w_c, "w_row": w_row, "w_col": w_col,
         "alpha": p.epilogue.alpha, "ACTIVATION": p.epilogue.activation,
+        "VECTOR": vector_of(p.k, y_image, y_row, y_pixel, r_image, r_row, r_pixel),
         "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k,
     }  # fmt: skip
     return [Launch(fprop_kernel, (cdiv(p.n * p.p * p.q, block_m) * cdiv(p.k, block_n),), arguments, config)]
@@ -152,6 +158,7 @@ def _wgrad(p: ConvProblem, o: Operands, config: Config) -> Sequence[Launch]:
     arguments = {
         **_common(p, o), "dy": o.y, **slices_of(o, splits), "per_split": per_split,
         "dy_image": dy_image, "dy_row": dy_row, "dy_pixel": dy_pixel,
+        "VECTOR": vector_of(p.k, dy_image, dy_row, dy_pixel),
         "BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_P": block_p,
     }  # fmt: skip
     return added(Launch(wgrad_kernel, (tiles, splits), arguments, config), o)

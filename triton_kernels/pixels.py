@@ -22,3 +22,9 @@ def vector_of(*sizes: int) -> int:
 def multiple(size, VECTOR: tl.constexpr):
     """The size, which VECTOR divides, in a form that tells the compiler so."""
     return size // VECTOR * VECTOR
+
+
+@triton.jit
+def strides(maps, image, row, pixel, VECTOR: tl.constexpr):
+    """The numbers, told to be multiples of VECTOR."""
+    return multiple(maps, VECTOR), multiple(image, VECTOR), multiple(row, VECTOR), multiple(pixel, VECTOR)

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from cnnkern.triton_kernels.implicit_gemm import image_strides
 from cnnkern.triton_kernels.launch import Config, Launch, cdiv
-from cnnkern.triton_kernels.pixels import multiple, vector_of
+from cnnkern.triton_kernels.pixels import strides, vector_of
 from cnnkern.window import Window
 
 _TILE = 1024  # elements that a program writes
@@ -40,12 +40,6 @@ _PARTS = 1024  # of an image, at most
 def place_of(point, rows, cols):
     """Image (64 bits), row and column of a point among images of rows x cols."""
     return (point // (rows * cols)).to(tl.int64), point // cols % rows, point % cols
-
-
-@triton.jit
-def strides(maps, image, row, pixel, VECTOR: tl.constexpr):
-    """The numbers, told to be multiples of VECTOR."""
-    return multiple(maps, VECTOR), multiple(image, VECTOR), multiple(row, VECTOR), multiple(pixel, VECTOR)
 
 
 @triton.jit
