@@ -9,8 +9,7 @@
 // fprop and dgrad are one sweep over output rows (group_sweep.h) with groups of one map; other filters, strides and
 // dilations go by lists of taps (depthwise_runs.h), and so do fewer maps than lanes (depthwise_few.h). wgrad of a 3x3
 // adds tiles of pixels to the sums of a filter (depthwise_wgrad.h); other filters go pixel by pixel along a row.
-// There each thread owns a block of maps, or where these do not divide evenly a range of rows whose partial sums are
-// added in a fixed order: the result does not depend on timing.
+// wgrad_split.h has how threads share them: the result does not depend on timing.
 //
 // Bound: 2 * R * S flops per 8 bytes (fp32, stride 1): FMA units in cache, memory bandwidth outside it. Measured for a
 // 3x3 at stride 1 on one Zen 4 core (115 GFLOP/s): 93 to 97 GFLOP/s from L2, 58 to 73 from L3, and from memory 18 to 22
@@ -118,7 +117,7 @@ void run_wgrad(const ConvProblem& problem, const Operands& operands) {
   const Axis rows{problem.h, p_count, problem.r, problem.stride_h, problem.pad_top, problem.dilation_h, false};
   const int64_t row_elements = problem.w * problem.x_stride();
 
-  const WgradSplit split(problem.n * p_count, (maps + kLanes<T> - 1) / kLanes<T>);
+  const WgradSplit split(problem.n * p_count, (maps + kLanes<T> - 1) / kLanes<T>, depthwise_divide(problem));
   const int64_t elements = (taps + 1) * maps;  // [taps][maps], and dbias behind them
   A* sums = zeroed_sums<A>(split, elements);
   const T* zeros = zero_row<T>(row_elements);

@@ -146,7 +146,7 @@ void run_wgrad_any(const ConvProblem& problem, const Operands& operands) {
   const int64_t maps = problem.k, taps = problem.r * problem.s, p_count = problem.p(), q_count = problem.q();
   const Axis rows{problem.h, p_count, problem.r, problem.stride_h, problem.pad_top, problem.dilation_h, false};
   const Axis columns{problem.w, q_count, problem.s, problem.stride_w, problem.pad_left, problem.dilation_w, false};
-  const WgradSplit split(problem.n * p_count, vectors_of<T>(maps));
+  const WgradSplit split(problem.n * p_count, vectors_of<T>(maps), Divide::maps);
   const int64_t vector_elements = taps * lanes.depth * kLane;
   const int64_t elements = split.vectors * vector_elements + maps;  // and dbias behind
   A* sums = zeroed_sums<A>(split, elements);

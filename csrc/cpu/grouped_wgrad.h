@@ -18,27 +18,6 @@ namespace cnnkern::cpu::CNNKERN_ISA {
 
 constexpr int64_t kBlockBytes = 24 * 1024;  // of x and dy, in L1
 
-// sums [tap][d][lanes] of one vector, of all chunks -> dw[k][tap][d]. The last vector overlaps the one before it: its
-// first lanes are left to that.
-template <class T>
-void write_filters(const WgradSplit& split, const acc_t<T>* sums, int64_t elements, int64_t vector, int64_t maps,
-                   int64_t group, T* dw) {
-  constexpr int kLane = kLanes<T>;
-  const int64_t start = vector_start<acc_t<T>>(vector, maps);
-  for (int64_t t = 0; t < kTaps; ++t) {
-    for (int64_t d = 0; d < group; d += kLane) {
-      const int n = static_cast<int>(std::min<int64_t>(group - d, kLane));
-      Vec<acc_t<T>> block[kLane] = {};
-      for (int b = 0; b < n; ++b)
-        for (int64_t chunk = 0; chunk < split.chunks; ++chunk)
-          block[b] += load(sums + chunk * elements + (t * group + d + b) * kLane);
-      transpose<Vec<acc_t<T>>, kLane>(block);
-      for (int64_t l = vector * kLane - start; l < kLane; ++l)
-        store_n(dw + ((start + l) * kTaps + t) * group + d, block[l], n);
-    }
-  }
-}
-
 // Rows of pixels, one after another.
 template <class T> struct Rows {
   const T* data;
@@ -87,7 +66,7 @@ void run_wgrad(const ConvProblem& problem, const Operands& operands) {
                     : problem.pad_left % 2 == 0 ? group_wgrad_tile<A, kFilter, 2, 0, kGroup>
                                                 : group_wgrad_tile<A, kFilter, 2, 1, kGroup>;
 
-  const WgradSplit split(problem.n * p_count, vectors / unit);
+  const WgradSplit split(problem.n * p_count, vectors / unit, Divide::maps);
   const int64_t vector_elements = kTaps * group * kLane;
   const int64_t elements = vectors * vector_elements + maps;  // and dbias behind
   A* sums = zeroed_sums<A>(split, elements);
@@ -133,7 +112,7 @@ void run_wgrad(const ConvProblem& problem, const Operands& operands) {
   });
   parallel_for(vectors, std::max<int64_t>(1, 32768 / vector_elements), [&](int64_t begin, int64_t end) {
     for (int64_t v = begin; v < end; ++v)
-      write_filters(split, sums + v * vector_elements, elements, v, maps, group, static_cast<T*>(operands.w));
+      write_filters(split, sums + v * vector_elements, elements, v, maps, kTaps, group, static_cast<T*>(operands.w));
   });
   if (!operands.dbias) return;
   for (int64_t k = 0; k < maps; ++k)

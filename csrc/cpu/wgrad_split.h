@@ -1,22 +1,25 @@
-// How wgrad is divided among threads: blocks of map vectors first, which need no reduction; where the vectors do not
-// divide evenly, chunks of output rows, each with sums of its own that are added in a fixed order. The result depends
-// on the number of threads, never on timing.
+// How wgrad is divided among threads: into chunks of output rows, each with sums of its own that are added in a fixed
+// order, or into blocks of map vectors, which need no reduction. The result depends on the number of threads, never on
+// timing.
 #pragma once
 
 #include <algorithm>
 #include <cstring>
 
-#include "simd/vec.h"
+#include "microkernels/group_tile.h"
+#include "packing.h"
 #include "threads.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 
+enum class Divide { maps, rows };  // maps: where their vectors divide evenly, else rows
+
 struct WgradSplit {
   int64_t rows, vectors, blocks, chunks;
 
-  WgradSplit(int64_t rows, int64_t vectors) : rows(rows), vectors(vectors) {
+  WgradSplit(int64_t rows, int64_t vectors, Divide divide) : rows(rows), vectors(vectors) {
     const int64_t threads = std::min(thread_count(), std::max<int64_t>(rows, 1));
-    blocks = vectors % threads == 0 ? threads : 1;
+    blocks = divide == Divide::maps && vectors % threads == 0 ? threads : 1;
     chunks = threads / blocks;
   }
 
@@ -62,6 +65,27 @@ template <class A> A total(const WgradSplit& split, const A* sums, int64_t eleme
   A value = 0;
   for (int64_t chunk = 0; chunk < split.chunks; ++chunk) value += sums[chunk * elements + at];
   return value;
+}
+
+// sums [tap][d][lanes] of one vector, of all chunks -> dw[k][tap][d]. The last vector overlaps the one before it: its
+// first lanes are left to that.
+template <class T>
+void write_filters(const WgradSplit& split, const acc_t<T>* sums, int64_t elements, int64_t vector, int64_t maps,
+                   int64_t taps, int64_t depth, T* dw) {
+  constexpr int kLane = kLanes<T>;
+  const int64_t start = vector_start<acc_t<T>>(vector, maps);
+  for (int64_t t = 0; t < taps; ++t) {
+    for (int64_t d = 0; d < depth; d += kLane) {
+      const int n = static_cast<int>(std::min<int64_t>(depth - d, kLane));
+      Vec<acc_t<T>> block[kLane] = {};
+      for (int b = 0; b < n; ++b)
+        for (int64_t chunk = 0; chunk < split.chunks; ++chunk)
+          block[b] += load(sums + chunk * elements + (t * depth + d + b) * kLane);
+      transpose<Vec<acc_t<T>>, kLane>(block);
+      for (int64_t l = vector * kLane - start; l < kLane; ++l)
+        store_n(dw + ((start + l) * taps + t) * depth + d, block[l], n);
+    }
+  }
 }
 
 }  // namespace cnnkern::cpu::CNNKERN_ISA
