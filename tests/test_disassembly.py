@@ -26,7 +26,7 @@ VECTOR = re.compile(r"%[xyz]mm")
 TILE = re.compile(r"(?:void )?cnnkern::cpu::(\w+)::(?:\(anonymous namespace\)::)?(\w*tile|add_row)(<.*>)\(")
 
 GEMM_KINDS = {"brgemm_tile", "combine_tile", "dot_tile", "wgrad_tile"}
-ALL_KINDS = GEMM_KINDS | {"group_tile", "group_wgrad_tile", "depthwise_wgrad_tile", "add_row"}
+ALL_KINDS = GEMM_KINDS | {"group_tile", "group_wgrad_tile", "depthwise_tile", "depthwise_wgrad_tile", "add_row"}
 
 
 class Known(NamedTuple):
@@ -41,6 +41,8 @@ class Known(NamedTuple):
 PART_OF_A_VECTOR = "in the step for what is no whole vector, which no network's number of maps takes"
 NO_MASK = "parts of a vector of 16-bit elements go through memory, as AVX2 masks 4 and 8 bytes only"
 ROUNDING = "the constants that sums are rounded to bf16 with"
+WIDENED = "16 bits are widened in a register more"
+UNREAD = "a store that nothing reads"
 BORDER = "in the tile at the image's border, whose branches are inside the loop"
 KNOWN = (
     Known("avx2", r"dot_tile<.*, (1, 8|2, 5|4, 3)>", 4, PART_OF_A_VECTOR),
@@ -52,10 +54,14 @@ KNOWN = (
     Known("avx512", r"dot_tile<bf16, .*, 3, 8>", 8, PART_OF_A_VECTOR),
     Known("avx512_bf16", r"dot_tile<.*, (3, 8|12, 2)>", 10, PART_OF_A_VECTOR),
     Known("avx2", r"group_tile<.*, Taps<7, 2, true, 0>, .*0, true>", 2, "7 sums and 7 weights in 16 registers"),
-    Known("avx2", r"group_tile<bf16, bf16, Taps<3, 2, false, 0>, .*1, true>", 1, "16 bits are widened, then permuted"),
-    Known("avx512", r"group_tile<double, double, Taps<3, [12], \w+, 0>, .*2, true>", 2, "a store that nothing reads"),
-    Known("avx512", r"depthwise_wgrad_tile<bf16, 3, 2, 2, false>", 6, BORDER),
+    Known("avx2", r"group_tile<bf16, bf16, Taps<3, 2, false, 0>, .*1, true>", 1, WIDENED),
+    Known("avx512", r"group_tile<double, double, Taps<3, [12], \w+, 0>, .*2, true>", 2, UNREAD),
+    Known("avx512", r"depthwise_wgrad_tile<bf16, 3, [12], 2, false>", 8, BORDER),
     Known("avx512", r"add_row<bf16, 5, 5>", 2, BORDER),
+    Known("avx512", r"depthwise_wgrad_tile<double, 3, [12], 2, false>", 29, UNREAD),
+    Known("avx2", r"depthwise_tile<bf16, bf16, .*, false>", 38, BORDER),
+    Known("avx2", r"depthwise_wgrad_tile<.*, 3, [12], 2, false>", 30, BORDER),
+    Known("avx2", r"depthwise_wgrad_tile<bf16, 3, 1, 2, true>", 8, WIDENED),
     Known("avx2", r"add_row<b?f16, .*>", 60, NO_MASK),
 )
 

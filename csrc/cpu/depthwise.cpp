@@ -18,20 +18,28 @@
 
 #include "depthwise_few.h"
 #include "depthwise_runs.h"
+#include "depthwise_sweep.h"
 #include "depthwise_wgrad.h"
-#include "group_sweep.h"
 #include "naming.h"
 #include "wgrad_split.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 namespace {
 
-template <class T, int S, bool kTransposed>
+template <class T, int S>
 void run_square(const ConvProblem& problem, const Operands& operands) {
   Sweep<T, T> sweep = make_sweep<T, T>(problem, operands);
-  sweep.w = pack_depthwise(static_cast<const T*>(operands.w), problem.c, S * S, Scratch::packed);
-  if (problem.stride_w == 1) return run_sweep<S, 1, kTransposed>(sweep);
-  run_sweep<S, 2, kTransposed>(sweep);
+  const bool transposed = problem.direction == Direction::dgrad, flipped = transposed && problem.stride_w == 1;
+  sweep.w = pack_depthwise(static_cast<const T*>(operands.w), problem.c, S * S, flipped, Scratch::packed);
+  if (flipped) {  // dgrad at stride 1 is fprop with the filter turned round
+    for (Axis* axis : {&sweep.rows, &sweep.columns}) {
+      axis->pad = S - 1 - axis->pad;
+      axis->transposed = false;
+    }
+  }
+  if (problem.stride_w == 1) run_sweep<S, 1, false>(sweep);
+  else if (transposed) run_sweep<S, 2, true>(sweep);
+  else run_sweep<S, 2, false>(sweep);
 }
 
 template <class T>
@@ -189,8 +197,8 @@ void append_square(KernelList& list) {
     const std::string tile = std::to_string(kTilePixels) + "x" + filter;
     list.push_back({kernel_name("depthwise", direction, kDTypeOf<T>, tile), why_not_tiles<T, S>, nullptr, run});
   };
-  append_tiles(Direction::fprop, run_square<T, S, false>);
-  append_tiles(Direction::dgrad, run_square<T, S, true>);
+  append_tiles(Direction::fprop, run_square<T, S>);
+  append_tiles(Direction::dgrad, run_square<T, S>);
   if constexpr (S == 3) append_tiles(Direction::wgrad, run_square_wgrad<T, S>);
   list.push_back(
       {kernel_name("depthwise", Direction::wgrad, kDTypeOf<T>, filter), why_not_rows<S>, nullptr, run_wgrad<T, S>});

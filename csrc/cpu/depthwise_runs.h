@@ -5,7 +5,7 @@
 // a run by itself, with a shorter list. Rows too wide for the cache are swept in blocks of columns.
 #pragma once
 
-#include "group_sweep.h"
+#include "depthwise_sweep.h"
 #include "microkernels/tap_sums.h"
 
 namespace cnnkern::cpu::CNNKERN_ISA {
@@ -67,7 +67,7 @@ template <class T>
 void run_runs(const ConvProblem& problem, const Operands& operands) {
   Sweep<T, T> sweep = make_sweep<T, T>(problem, operands);
   const int64_t taps = problem.r * problem.s;
-  sweep.w = pack_depthwise(static_cast<const T*>(operands.w), problem.c, taps, Scratch::packed);
+  sweep.w = pack_depthwise(static_cast<const T*>(operands.w), problem.c, taps, false, Scratch::packed);
   const int64_t vectors = (sweep.maps + kLanes<T> - 1) / kLanes<T>;
   const int64_t width = cached_columns(sweep), blocks = (sweep.columns.out + width - 1) / width;
   const int64_t work = sweep.columns.out * taps * kLanes<T> / blocks;

@@ -12,7 +12,7 @@
 #include <algorithm>
 
 #include "conv_gemm.h"
-#include "group_sweep.h"
+#include "depthwise_sweep.h"
 #include "naming.h"
 #include "packing.h"
 #include "tool_functions.h"
@@ -104,7 +104,7 @@ void run(const ConvProblem& depthwise, const ConvProblem& pointwise, const Separ
   in.x = const_cast<void*>(operands.x);
   Sweep<T, A> sweep = make_sweep<T, A>(depthwise, in);
   sweep.epilogue = channel_epilogue<A>(depthwise.epilogue, operands.dw_scale, operands.dw_shift);
-  sweep.w = pack_depthwise(static_cast<const T*>(operands.dw_weight), depthwise.c, S * S, Scratch::columns);
+  sweep.w = pack_depthwise(static_cast<const T*>(operands.dw_weight), depthwise.c, S * S, false, Scratch::columns);
   sweep.out_stride = depthwise.k;
   const Panels<T> panels = pack_panels(static_cast<const T*>(operands.pw_weight), pointwise.k, pointwise.c);
   const EpilogueArgs<T> epilogue = channel_epilogue<T>(pointwise.epilogue, operands.pw_scale, operands.pw_shift);

@@ -1,13 +1,14 @@
 // wgrad of a depthwise S x S filter at stride U, dilation 1: dw[c][f][s] = sum over n,p,q of
 // x[n, p*U - pad + f, q*U - pad + s, c] * dy[n,p,q,c], and dbias[c] = sum of dy.
 //
-// A band of kTileRows rows of dy goes by in tiles of 7 pixels (microkernels/depthwise_wgrad_tile.h) that add to one
+// A band of rows of dy goes by in tiles of 7 pixels (microkernels/depthwise_wgrad_tile.h) that add to one
 // array of sums a thread.
 #pragma once
 
 #include <algorithm>
 
 #include "../kernel.h"
+#include "microkernels/depthwise_tile.h"
 #include "microkernels/depthwise_wgrad_tile.h"
 #include "packing.h"
 #include "pixel_lines.h"
@@ -15,13 +16,16 @@
 
 namespace cnnkern::cpu::CNNKERN_ISA {
 
-// Threads divide the rows. With a part of each pixel a core, its prefetches take what another one reads: 16 images of 64
-// maps of 112x112 at stride 2 took 3.2 ms on two Zen 4 cores so, and take 1.8 ms. Only for few pixels do the sums of
+// Threads divide the rows. With a part of each pixel a core, its prefetches take what another one reads: 16 images of
+// 64 maps of 112x112 at stride 2 took 3.2 ms on two Zen 4 cores so, and take 1.8 ms. Only for few pixels do the sums of
 // each chunk cost more: 1024 maps of 10x10 took 37 us by maps and 42 us by rows.
 inline Divide depthwise_divide(const ConvProblem& problem) {
   constexpr int64_t kChunkPixels = 128;
   return problem.n * problem.p() * problem.q() < kChunkPixels * thread_count() ? Divide::maps : Divide::rows;
 }
+
+// Whether the inputs of a tile of two rows stay in L1 until AVX2 comes back for the other half of each cache line.
+template <int U> bool two_rows_stay(int64_t bytes) { return kVectorBytes == 64 || bytes % (1024 / U) != 0; }
 
 // One tile, at pixel `first` of its rows; `tile` starts at column 0 of x and pixel 0 of dy.
 template <class T, int S, int U, int kRows>
@@ -31,11 +35,10 @@ void run_wgrad_tile(DepthwiseWgradTile<T> tile, const ConvProblem& problem, int6
   const int64_t column = Tap::first_column(first, problem.pad_left);
   tile.in += column * tile.in_pixel_stride;
   tile.dy += first * tile.dy_pixel_stride;
-  tile.column_begin = static_cast<int>(std::clamp<int64_t>(-column, 0, Tap::kColumns));
-  tile.column_end = static_cast<int>(std::clamp<int64_t>(problem.w - column, 0, Tap::kColumns));
+  tile.columns = bits_inside(column, Tap::kColumns, problem.w);
   tile.count = static_cast<int>(std::min<int64_t>(problem.q() - first, kTilePixels));
-  const bool inside = tile.line_begin == 0 && tile.line_end >= kLines && tile.column_begin == 0 &&
-                      tile.column_end == Tap::kColumns && tile.count == kTilePixels;
+  const bool inside =
+      tile.lines == first_bits(kLines) && tile.columns == first_bits(Tap::kColumns) && tile.count == kTilePixels;
   if (inside) depthwise_wgrad_tile<T, S, U, kRows, true>(tile);
   else depthwise_wgrad_tile<T, S, U, kRows, false>(tile);
 }
@@ -43,16 +46,17 @@ void run_wgrad_tile(DepthwiseWgradTile<T> tile, const ConvProblem& problem, int6
 template <class T, int S, int U>
 void run_wgrad_tiles(const ConvProblem& problem, const Operands& operands) {
   using A = acc_t<T>;
-  constexpr int kLane = kLanes<T>, kLines = (kTileRows - 1) * U + S;
+  constexpr int kLane = kLanes<T>;
   constexpr int64_t kFarBytes = 16 << 20;  // more than this of x and dy comes from memory
   const int64_t maps = problem.c, p_count = problem.p(), q_count = problem.q();
-  const int64_t bands = (p_count + kTileRows - 1) / kTileRows;
-  const Axis lines{problem.h, p_count, S, U, problem.pad_top, 1, false};
   const Pixels<T> all_x{static_cast<const T*>(operands.x), problem.x_stride()};
-  const Pixels<T> all_dy{static_cast<const T*>(operands.y), problem.y_stride()};
   const bool copies = all_x.evict_each_other();
+  const int64_t band_rows = copies || two_rows_stay<U>(all_x.stride * sizeof(T)) ? kDepthwiseRows : 1;
+  const int64_t bands = (p_count + band_rows - 1) / band_rows;
+  const Axis lines{problem.h, p_count, S, U, problem.pad_top, 1, false};
+  const Pixels<T> all_dy{static_cast<const T*>(operands.y), problem.y_stride()};
   const int64_t bands_at_once =
-      copies ? std::max<int64_t>(rows_per_copy(lines, problem.w * all_x.stride * sizeof(T)) / kTileRows, 1) : bands;
+      copies ? std::max<int64_t>(rows_per_copy(lines, problem.w * all_x.stride * sizeof(T)) / band_rows, 1) : bands;
   const int64_t pixels = problem.n * (problem.h * problem.w + p_count * q_count);
   const bool far = !copies && pixels * maps * static_cast<int64_t>(sizeof(T)) > kFarBytes;
 
@@ -69,8 +73,8 @@ void run_wgrad_tiles(const ConvProblem& problem, const Operands& operands) {
     for (int64_t first_band = band_begin, last_band; first_band < band_end; first_band = last_band) {
       const int64_t image = first_band / bands;
       last_band = std::min({first_band + bands_at_once, (image + 1) * bands, band_end});
-      const int64_t first_row = first_band % bands * kTileRows;
-      const int64_t last_row = std::min((last_band - image * bands) * kTileRows, p_count);
+      const int64_t first_row = first_band % bands * band_rows;
+      const int64_t last_row = std::min((last_band - image * bands) * band_rows, p_count);
       Pixels<T> x = all_x, dy = all_dy;
       if (copies) {
         const auto [line, line_end] = lines_of(lines, first_row, last_row);
@@ -83,17 +87,16 @@ void run_wgrad_tiles(const ConvProblem& problem, const Operands& operands) {
       tile.in_line_stride = problem.w * x.stride;
       tile.dy_pixel_stride = dy.stride;
       tile.dy_row_stride = q_count * dy.stride;
-      for (int64_t row = first_row; row < last_row; row += kTileRows) {
-        const int64_t line = row * U - problem.pad_top, rows = std::min<int64_t>(last_row - row, kTileRows);
+      for (int64_t row = first_row; row < last_row; row += band_rows) {
+        const int64_t line = row * U - problem.pad_top, rows = std::min<int64_t>(last_row - row, band_rows);
         tile.in = x.data + (image * problem.h + line) * tile.in_line_stride;
         tile.dy = dy.data + (image * p_count + row) * tile.dy_row_stride;
-        tile.line_begin = static_cast<int>(std::clamp<int64_t>(-line, 0, kLines));
-        tile.line_end = static_cast<int>(std::clamp<int64_t>(problem.h - line, 0, kLines));
-        const bool ahead = far && row + kTileRows < p_count;
-        tile.ahead_in = ahead ? kLines * tile.in_line_stride : 0;
-        tile.ahead_dy = ahead ? kTileRows * tile.dy_row_stride : 0;
+        tile.lines = bits_inside(line, (rows - 1) * U + S, problem.h);
+        const bool ahead = far && row + band_rows < p_count;
+        tile.ahead_in = ahead ? ((band_rows - 1) * U + S) * tile.in_line_stride : 0;
+        tile.ahead_dy = ahead ? band_rows * tile.dy_row_stride : 0;
         for (int64_t first = 0; first < q_count; first += kTilePixels) {
-          if (rows == kTileRows) run_wgrad_tile<T, S, U, kTileRows>(tile, problem, first);
+          if (rows == kDepthwiseRows) run_wgrad_tile<T, S, U, kDepthwiseRows>(tile, problem, first);
           else run_wgrad_tile<T, S, U, 1>(tile, problem, first);
         }
         for (int64_t i = 0; operands.dbias && i < rows; ++i)

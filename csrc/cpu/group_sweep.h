@@ -178,53 +178,6 @@ void run_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row, int64_t v
   if (tile.far_out) finish_streams();
 }
 
-// A depthwise S x S filter at stride U on both axes, dilation 1; at least one vector of maps.
-template <int S, int U, bool kTransposed, class In, class Out>
-void run_sweep(const Sweep<In, Out>& sweep) {
-  constexpr int kLane = kLanes<Out>;
-  const int64_t bands = bands_of(sweep), vectors = (sweep.maps + kLane - 1) / kLane;
-  const Pixels<In> in{sweep.in, sweep.in_stride};
-  const bool copies = in.evict_each_other();
-  int64_t parts = bands;  // of an image; of copied rows as few as stay in L2 and divide evenly among the threads
-  if (copies) {
-    const int64_t rows = rows_per_copy(sweep.rows, sweep.columns.in * in.stride * sizeof(In));
-    const int64_t even = sweep.n % thread_count() ? thread_count() : 1;
-    parts = std::min(((sweep.rows.out + rows - 1) / rows + even - 1) / even * even, bands);
-  }
-  const int64_t work = sweep.rows.out * sweep.columns.out * sweep_vector_elements<S>(sweep) / (kTransposed ? U * U : 1);
-  const int64_t bytes = sweep_bytes(sweep);
-  for_each_row(sweep.n * parts, vectors, work / parts, [&](const Part& part) {
-    const int64_t image = part.row / parts, begin = part.row % parts * bands / parts;
-    const int64_t end = (part.row % parts + 1) * bands / parts;
-    Sweep<In, Out> own = sweep;
-    if (copies) {
-      const auto [line, line_end] = lines_of(sweep.rows, begin * kTileRows, std::min(end * kTileRows, sweep.rows.out));
-      const int64_t first = image * sweep.rows.in, columns = sweep.columns.in;
-      const Pixels<In> copy = copy_maps(in, (first + line) * columns, (first + line_end) * columns,
-                                        vector_start<acc_t<Out>>(part.block_begin, sweep.maps),
-                                        std::min(part.block_end * kLane, sweep.maps), Scratch::columns);
-      own.in = copy.data;
-      own.in_stride = copy.stride;
-    }
-    for (int64_t band = begin; band < end; ++band)
-      run_band<S, U, kTransposed, Values::each>(own, image, band * kTileRows, part.block_begin, part.block_end,
-                                                !copies && bytes > kFarInBytes, bytes > kFarOutBytes);
-  });
-}
-
-// Depthwise filters [maps][taps] -> [vector of maps][taps][lanes] in the accumulator's type.
-template <class T>
-const acc_t<T>* pack_depthwise(const T* w, int64_t maps, int64_t taps, Scratch slot) {
-  constexpr int kLane = kLanes<T>;
-  const int64_t vectors = (maps + kLane - 1) / kLane;
-  acc_t<T>* packed = scratch<acc_t<T>>(slot, vectors * taps * kLane);
-  for (int64_t v = 0; v < vectors; ++v) {
-    const T* source = w + vector_start<acc_t<T>>(v, maps) * taps;
-    pack_transposed(source, taps, kLane, taps, packed + v * taps * kLane, kLane);
-  }
-  return packed;
-}
-
 // Empty, or why run_sweep cannot: what depends on the filter's geometry alone.
 inline std::string why_not_swept(const ConvProblem& problem, int filter, int lanes) {
   if (problem.r != filter || problem.s != filter)

@@ -37,6 +37,13 @@ inline std::pair<int64_t, int64_t> lines_of(const Axis& rows, int64_t begin, int
   return {std::min(first, last), last};
 }
 
+constexpr uint32_t first_bits(int64_t count) { return (uint32_t{1} << count) - 1; }
+
+// Bit i: 0 <= first + i < size, for i < count.
+inline uint32_t bits_inside(int64_t first, int count, int64_t size) {
+  return first_bits(std::clamp<int64_t>(size - first, 0, count)) & ~first_bits(std::clamp<int64_t>(-first, 0, count));
+}
+
 // How many output rows to take at once for the copied lines that they read to stay in L2.
 inline int64_t rows_per_copy(const Axis& rows, int64_t line_bytes) {
   constexpr int64_t kCopyBytes = 256 * 1024;

@@ -77,6 +77,11 @@ void write_filters(const WgradSplit& split, const acc_t<T>* sums, int64_t elemen
   for (int64_t t = 0; t < taps; ++t) {
     for (int64_t d = 0; d < depth; d += kLane) {
       const int n = static_cast<int>(std::min<int64_t>(depth - d, kLane));
+      for (int b = 0; n < kLane / 2 && b < n; ++b)
+        for (int64_t l = vector * kLane - start; l < kLane; ++l)
+          dw[((start + l) * taps + t) * depth + d + b] =
+              from_acc<T>(total(split, sums, elements, (t * depth + d + b) * kLane + l));
+      if (n < kLane / 2) continue;
       Vec<acc_t<T>> block[kLane] = {};
       for (int b = 0; b < n; ++b)
         for (int64_t chunk = 0; chunk < split.chunks; ++chunk)

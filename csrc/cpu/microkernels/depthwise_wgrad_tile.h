@@ -8,7 +8,7 @@
 //
 // A step takes one vector of k and walks along the input columns with the S * S sums in registers, and of each row of
 // dy the few pixels that meet the column. So every element is loaded once: for a 3x3 at stride 1 and two rows 50 loads
-// for 126 FMAs, and 9 + 6 + 1 registers.
+// for 126 FMAs, and 9 + 6 + 1 registers: all that AVX2 has.
 #pragma once
 
 #include "group_tile.h"
@@ -18,7 +18,7 @@ namespace cnnkern::cpu::CNNKERN_ISA {
 template <class T> struct DepthwiseWgradTile {
   const T* in;
   int64_t in_pixel_stride, in_line_stride;
-  int line_begin, line_end, column_begin, column_end;  // the lines and columns that lie inside the image
+  uint32_t lines, columns;  // bits: which of those that the tile reads lie inside the image
   const T* dy;
   int64_t dy_pixel_stride, dy_row_stride;
   int count;  // the pixels of a row of dy that exist
@@ -61,10 +61,10 @@ __attribute__((noinline)) void depthwise_wgrad_tile(const DepthwiseWgradTile<T> 
               in_register(kInside || j / U < tile.count ? load(dy + i * tile.dy_row_stride) : broadcast(A(0)));
         dy = next_pixel(dy, tile.dy_pixel_stride);
       }
-      if (!kInside && (j < tile.column_begin || j >= tile.column_end)) continue;
+      if (!kInside && !(tile.columns >> j & 1)) continue;
 #pragma GCC unroll 8
       for (int l = 0; l < kLines; ++l) {
-        if (!kInside && (l < tile.line_begin || l >= tile.line_end)) continue;
+        if (!kInside && !(tile.lines >> l & 1)) continue;
         const V value = in_register(load(in + l * tile.in_line_stride));
 #pragma GCC unroll 4
         for (int i = 0; i < kRows; ++i) {

@@ -24,21 +24,27 @@ constexpr int kTilePixels = 7;
 constexpr int kTileRows = kRegisters >= 32 ? 2 : 1;
 constexpr int kVectorsPerLine = 64 / kVectorBytes;  // of cache
 
-// Which filter column s joins input column j of a tile to output t, known at compile time.
+// Which filter column s joins input column j of a tile to output t < kOutputs, known at compile time; or rows likewise.
 //   forward (fprop):     input = output * U - pad + s
 //   transposed (dgrad):  output + pad = input * U + s;  the tile's first output o has (o + pad) % U == kPhase
-template <int kS, int kU, bool kTransposed, int kPhase>
-struct Taps {
+template <int kS, int kU, bool kTransposed, int kPhase, int kOutputs>
+struct AxisTaps {
   static constexpr int S = kS;
   static constexpr int kBack = kTransposed ? (kS - 1 - kPhase) / kU : 0;
-  static constexpr int kColumns = kTransposed ? kBack + (kPhase + kTilePixels - 1) / kU + 1  //
-                                              : (kTilePixels - 1) * kU + kS;
+  static constexpr int kColumns = kTransposed ? kBack + (kPhase + kOutputs - 1) / kU + 1  //
+                                              : (kOutputs - 1) * kU + kS;
+  static constexpr int kNewColumns = kTransposed ? (kOutputs + kU - 1) / kU : kOutputs * kU;  // in the next tile
+  static constexpr int kFirstColumns = kTransposed ? kBack + kPhase / kU + 1 : kS;            // that output 0 reads
   static constexpr int tap(int j, int t) { return kTransposed ? kPhase + t - kU * (j - kBack) : j - t * kU; }
   static constexpr bool uses(int j, int t) { return tap(j, t) >= 0 && tap(j, t) < kS; }
+  static constexpr bool starts(int j, int t) { return uses(j, t) && !uses(j - 1, t); }
+  static constexpr bool ends(int j, int t) { return uses(j, t) && !uses(j + 1, t); }
   static int64_t first_column(int64_t output, int64_t pad) {
     return kTransposed ? (output + pad - kPhase) / kU - kBack : output * kU - pad;
   }
 };
+template <int kS, int kU, bool kTransposed, int kPhase>
+struct Taps : AxisTaps<kS, kU, kTransposed, kPhase, kTilePixels> {};
 
 // How the lanes of a vector get map d of their own group.
 enum class Values {
@@ -92,7 +98,7 @@ __attribute__((noinline)) void store_slowly(const GroupTile<In, Out>& tile, cons
 }
 
 // in + stride, step by step: GCC else keeps every multiple of the stride, for which there are too few registers.
-template <class In> CNNKERN_INLINE const In* next_pixel(const In* in, int64_t stride) {
+template <class P> CNNKERN_INLINE P* next_pixel(P* in, int64_t stride) {
   in += stride;
   asm("" : "+r"(in));
   return in;

@@ -1,0 +1,129 @@
+// depthwise_tile: 7 neighbouring pixels of two rows of a depthwise convolution.
+//
+//   out[i][t][k] = epilogue( sum over f, s of in[line(i, f)][column(t, s)][k] * w[f][s][k] )
+//   i < 2,  t < 7,  f, s < S
+//
+// in   the first line and column that the tile reads
+// w    packed [vector of k][S][S][lanes] in the accumulator's type
+//
+// A step takes one vector of k, whose S * S weights stay in registers, and walks along the input columns. An input
+// meets all its weights at once, so it is loaded once, and an output is complete when the last column that it reads has
+// gone by. For a 3x3 at stride 1 that is 45 loads for 126 FMAs, and 9 weights, 6 sums and the input are all the 16
+// registers that AVX2 has. Bound: FMA units.
+#pragma once
+
+#include "group_tile.h"
+
+namespace cnnkern::cpu::CNNKERN_ISA {
+
+constexpr int kDepthwiseRows = 2;
+
+template <class In, class Out> struct DepthwiseTile {
+  using A = acc_t<Out>;
+  const In* in;
+  int64_t in_pixel_stride, in_line_stride;
+  uint32_t lines, columns;  // bits: which of those that the tile reads lie inside the image
+  const A* w;
+  int64_t maps;  // at least one vector; the last vector overlaps the one before it
+  int64_t vector_begin, vector_end;
+  Out* out;
+  int64_t out_pixel_stride;
+  int64_t pixel;       // of the first output, for the residual
+  int64_t row_pixels;  // from one output row to the next
+  int rows, count;     // output rows, and outputs in each, that exist
+  bool fetches;        // the lines that the next rows read beyond these, meanwhile
+  bool far_out;        // the outputs bypass the caches
+  A* sums;             // room for [i][t][lanes], on their way to outputs that are not plain
+};
+
+// The sums of one vector -> outputs.
+template <class In, class Out>
+__attribute__((noinline)) void finish_sums(const DepthwiseTile<In, Out>& tile, const EpilogueArgs<Out>& epilogue,
+                                           int64_t k) {
+  constexpr int kLane = kLanes<Out>;
+  for (int i = 0; i < tile.rows; ++i) {
+    for (int t = 0; t < tile.count; ++t) {
+      const int64_t pixel = i * tile.row_pixels + t;
+      Out* out = tile.out + pixel * tile.out_pixel_stride + k;
+      auto sum = affine<Out>(load(tile.sums + (i * kTilePixels + t) * kLane), epilogue, k, tile.pixel + pixel, kLane);
+      sum = activate(sum, epilogue.activation, epilogue.alpha);
+      if (tile.far_out) stream(out, sum);
+      else store(out, sum);
+    }
+  }
+}
+
+// Lines, Columns: which inputs the tile's rows and their pixels read. kInside: all of them, and every output, exist.
+template <class In, class Out, class Lines, class Columns, bool kInside>
+__attribute__((noinline)) void depthwise_tile(const DepthwiseTile<In, Out> tile, const EpilogueArgs<Out> epilogue) {
+  using A = acc_t<Out>;
+  using V = Vec<A>;
+  constexpr int S = Columns::S, kLane = kLanes<Out>;
+  const bool plain = !epilogue.scale && !epilogue.shift && !epilogue.residual &&
+                     epilogue.activation == Activation::none && !tile.far_out;
+  for (int64_t vector = tile.vector_begin; vector < tile.vector_end; ++vector) {
+    const int64_t k = vector_start<A>(vector, tile.maps);
+    const In* in = tile.in + k;
+    if (tile.fetches && vector % kVectorsPerLine == 0) {
+      for (int l = 0; l < Lines::kNewColumns; ++l)
+        for (int j = Columns::kColumns - Columns::kNewColumns; j < Columns::kColumns; ++j)
+          __builtin_prefetch(in + (Lines::kColumns + l) * tile.in_line_stride + j * tile.in_pixel_stride, 0, 2);
+    }
+    A* to = tile.sums;
+    int64_t to_pixel = kLane, to_row = kTilePixels * kLane;
+    if constexpr (std::is_same_v<A, Out>) {
+      if (plain) {
+        to = tile.out + k;
+        to_pixel = tile.out_pixel_stride;
+        to_row = tile.row_pixels * to_pixel;
+      }
+    }
+    const A* w = tile.w + vector * S * S * kLane;
+    V weights[S][S], sum[kDepthwiseRows][kTilePixels];
+#pragma GCC unroll 8
+    for (int f = 0; f < S; ++f)
+#pragma GCC unroll 8
+      for (int s = 0; s < S; ++s) weights[f][s] = in_register(load(w + (f * S + s) * kLane));
+#pragma GCC unroll 32
+    for (int j = 0; j < Columns::kColumns; ++j, in = next_pixel(in, tile.in_pixel_stride)) {
+#pragma GCC unroll 8
+      for (int t = 0; t < kTilePixels; ++t) {
+        if (kInside || !Columns::starts(j, t)) continue;
+#pragma GCC unroll 2
+        for (int i = 0; i < kDepthwiseRows; ++i) sum[i][t] = V{};
+      }
+      if (kInside || (tile.columns >> j & 1)) {
+#pragma GCC unroll 8
+        for (int l = 0; l < Lines::kColumns; ++l) {
+          if (!kInside && !(tile.lines >> l & 1)) continue;
+          const V value = in_register(load(in + l * tile.in_line_stride));
+#pragma GCC unroll 2
+          for (int i = 0; i < kDepthwiseRows; ++i) {
+            if (!Lines::uses(l, i)) continue;
+#pragma GCC unroll 8
+            for (int t = 0; t < kTilePixels; ++t) {
+              if (!Columns::uses(j, t)) continue;
+              const V product =
+                  value *
+                  weights[Lines::uses(l, i) ? Lines::tap(l, i) : 0][Columns::uses(j, t) ? Columns::tap(j, t) : 0];
+              if (kInside && Columns::starts(j, t) && Lines::starts(l, i)) sum[i][t] = product;
+              else sum[i][t] += product;
+            }
+          }
+        }
+      }
+#pragma GCC unroll 8
+      for (int t = 0; t < kTilePixels; ++t) {
+        if (!Columns::ends(j, t) || (!kInside && t >= tile.count)) continue;
+#pragma GCC unroll 2
+        for (int i = 0; i < kDepthwiseRows; ++i) {
+          if (kInside || i < tile.rows) store(to + i * to_row, sum[i][t]);
+        }
+        to = next_pixel(to, to_pixel);
+      }
+    }
+    if (!std::is_same_v<A, Out> || !plain) finish_sums(tile, epilogue, k);
+  }
+}
+
+}  // namespace cnnkern::cpu::CNNKERN_ISA
