@@ -1,8 +1,8 @@
 // fprop and dgrad of depthwise S x S filters at stride 1 or 2, dilation 1, as one sweep over output rows.
 //
 // A band of rows of an image and a block of maps belong to one thread, which runs it in tiles of 7 pixels: 3x3 filters,
-// whose weights fit the registers, by depthwise_tile (microkernels/depthwise_tile.h), larger ones line by line by
-// group_tile. Lines whose pixels evict each other from L1 are copied first (pixel_lines.h).
+// whose weights fit the registers, by depthwise_tile (microkernels/depthwise_tile.h), larger ones and those with an
+// epilogue line by line by group_tile. Lines whose pixels evict each other from L1 are copied first (pixel_lines.h).
 #pragma once
 
 #include "group_sweep.h"
@@ -16,13 +16,12 @@ void run_depthwise_tile(const Sweep<In, Out>& sweep, DepthwiseTile<In, Out> tile
   const int64_t column = Columns::first_column(first, sweep.columns.pad);
   tile.in += column * tile.in_pixel_stride;
   tile.columns = bits_inside(column, Columns::kColumns, sweep.columns.in);
-  tile.pixel += first;
-  tile.out += tile.pixel * tile.out_pixel_stride;
+  tile.out += first * tile.out_pixel_stride;
   tile.count = static_cast<int>(std::min<int64_t>(sweep.columns.out - first, kTilePixels));
   const bool inside = tile.lines == first_bits(Lines::kColumns) && tile.rows == kDepthwiseRows &&
                       tile.columns == first_bits(Columns::kColumns) && tile.count == kTilePixels;
-  if (inside) depthwise_tile<In, Out, Lines, Columns, true>(tile, sweep.epilogue);
-  else depthwise_tile<In, Out, Lines, Columns, false>(tile, sweep.epilogue);
+  if (inside) depthwise_tile<In, Out, Lines, Columns, true>(tile);
+  else depthwise_tile<In, Out, Lines, Columns, false>(tile);
 }
 
 // The output rows of one image whose taps are `Lines`, from `row` on.
@@ -34,7 +33,6 @@ void run_rows(const Sweep<In, Out>& sweep, DepthwiseTile<In, Out> tile, int64_t 
   tile.in = sweep.in + (image * sweep.rows.in + line) * tile.in_line_stride;
   tile.lines = bits_inside(line, Lines::kColumns, sweep.rows.in);
   if (tile.rows == 1) tile.lines &= first_bits(Lines::kFirstColumns);
-  tile.pixel = (image * sweep.rows.out + row) * sweep.columns.out;
   for (int64_t first = 0; first < sweep.columns.out; first += kTilePixels) {
     if (kTransposed && U == 2 && (first + sweep.columns.pad) % 2)
       run_depthwise_tile<Lines, Taps<Lines::S, U, kTransposed, U - 1>>(sweep, tile, first);
@@ -53,8 +51,8 @@ void run_depthwise_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row,
   tile.maps = sweep.maps;
   tile.vector_begin = vector_begin;
   tile.vector_end = vector_end;
-  tile.out = sweep.out;
   tile.out_pixel_stride = sweep.out_stride;
+  tile.out = sweep.out + (image * sweep.rows.out + row) * sweep.columns.out * sweep.out_stride;
   tile.row_pixels = sweep.columns.out;
   tile.rows = static_cast<int>(std::min<int64_t>(sweep.rows.out - row, kDepthwiseRows));
   tile.fetches = fetches && row + kDepthwiseRows < sweep.rows.out;
@@ -101,6 +99,10 @@ void run_bands(const Sweep<In, Out>& sweep, bool copies) {
   });
 }
 
+template <class T> bool does_nothing(const EpilogueArgs<T>& epilogue) {
+  return !epilogue.scale && !epilogue.shift && !epilogue.residual && epilogue.activation == Activation::none;
+}
+
 // Whether what depthwise_tile touches at once stays in L1, for pixels so far apart. Measured: at stride 1 its inputs do
 // not where they lie 1024 bytes apart and are not copied, nor at stride 2, where a tile has 75. AVX2 comes back for the
 // other half of each cache line: by then outputs 4096 bytes apart have evicted each other, in dgrad at stride 2 those
@@ -117,7 +119,7 @@ template <int S, int U, bool kTransposed, class In, class Out>
 void run_sweep(const Sweep<In, Out>& sweep) {
   const bool copied = Pixels<In>{sweep.in, sweep.in_stride}.evict_each_other();
   if constexpr (S == 3) {
-    if (stays_cached<U, kTransposed>(sweep.in_stride * sizeof(In), copied))
+    if (does_nothing(sweep.epilogue) && stays_cached<U, kTransposed>(sweep.in_stride * sizeof(In), copied))
       return run_bands<S, U, kTransposed, true>(sweep, copied);
   }
   run_bands<S, U, kTransposed, false>(sweep, copied);

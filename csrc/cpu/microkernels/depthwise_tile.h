@@ -1,6 +1,6 @@
 // depthwise_tile: 7 neighbouring pixels of two rows of a depthwise convolution.
 //
-//   out[i][t][k] = epilogue( sum over f, s of in[line(i, f)][column(t, s)][k] * w[f][s][k] )
+//   out[i][t][k] = sum over f, s of in[line(i, f)][column(t, s)][k] * w[f][s][k]
 //   i < 2,  t < 7,  f, s < S
 //
 // in   the first line and column that the tile reads
@@ -9,7 +9,7 @@
 // A step takes one vector of k, whose S * S weights stay in registers, and walks along the input columns. An input
 // meets all its weights at once, so it is loaded once, and an output is complete when the last column that it reads has
 // gone by. For a 3x3 at stride 1 that is 45 loads for 126 FMAs, and 9 weights, 6 sums and the input are all the 16
-// registers that AVX2 has. Bound: FMA units.
+// registers that AVX2 has. None is left for an epilogue: with one, group_tile is faster. Bound: FMA units.
 #pragma once
 
 #include "group_tile.h"
@@ -28,25 +28,20 @@ template <class In, class Out> struct DepthwiseTile {
   int64_t vector_begin, vector_end;
   Out* out;
   int64_t out_pixel_stride;
-  int64_t pixel;       // of the first output, for the residual
   int64_t row_pixels;  // from one output row to the next
   int rows, count;     // output rows, and outputs in each, that exist
   bool fetches;        // the lines that the next rows read beyond these, meanwhile
   bool far_out;        // the outputs bypass the caches
-  A* sums;             // room for [i][t][lanes], on their way to outputs that are not plain
+  A* sums;             // room for [i][t][lanes]: sums that do not go where the outputs do
 };
 
-// The sums of one vector -> outputs.
+// The sums of one vector -> outputs of another type, or past the caches.
 template <class In, class Out>
-__attribute__((noinline)) void finish_sums(const DepthwiseTile<In, Out>& tile, const EpilogueArgs<Out>& epilogue,
-                                           int64_t k) {
-  constexpr int kLane = kLanes<Out>;
+__attribute__((noinline)) void copy_out(const DepthwiseTile<In, Out>& tile, int64_t k) {
   for (int i = 0; i < tile.rows; ++i) {
-    for (int t = 0; t < tile.count; ++t) {
-      const int64_t pixel = i * tile.row_pixels + t;
-      Out* out = tile.out + pixel * tile.out_pixel_stride + k;
-      auto sum = affine<Out>(load(tile.sums + (i * kTilePixels + t) * kLane), epilogue, k, tile.pixel + pixel, kLane);
-      sum = activate(sum, epilogue.activation, epilogue.alpha);
+    Out* out = tile.out + i * tile.row_pixels * tile.out_pixel_stride + k;
+    for (int t = 0; t < tile.count; ++t, out += tile.out_pixel_stride) {
+      const auto sum = load(tile.sums + (i * kTilePixels + t) * kLanes<Out>);
       if (tile.far_out) stream(out, sum);
       else store(out, sum);
     }
@@ -55,12 +50,11 @@ __attribute__((noinline)) void finish_sums(const DepthwiseTile<In, Out>& tile, c
 
 // Lines, Columns: which inputs the tile's rows and their pixels read. kInside: all of them, and every output, exist.
 template <class In, class Out, class Lines, class Columns, bool kInside>
-__attribute__((noinline)) void depthwise_tile(const DepthwiseTile<In, Out> tile, const EpilogueArgs<Out> epilogue) {
+__attribute__((noinline)) void depthwise_tile(const DepthwiseTile<In, Out> tile) {
   using A = acc_t<Out>;
   using V = Vec<A>;
   constexpr int S = Columns::S, kLane = kLanes<Out>;
-  const bool plain = !epilogue.scale && !epilogue.shift && !epilogue.residual &&
-                     epilogue.activation == Activation::none && !tile.far_out;
+  const bool direct = std::is_same_v<A, Out> && !tile.far_out;
   for (int64_t vector = tile.vector_begin; vector < tile.vector_end; ++vector) {
     const int64_t k = vector_start<A>(vector, tile.maps);
     const In* in = tile.in + k;
@@ -72,7 +66,7 @@ __attribute__((noinline)) void depthwise_tile(const DepthwiseTile<In, Out> tile,
     A* to = tile.sums;
     int64_t to_pixel = kLane, to_row = kTilePixels * kLane;
     if constexpr (std::is_same_v<A, Out>) {
-      if (plain) {
+      if (direct) {
         to = tile.out + k;
         to_pixel = tile.out_pixel_stride;
         to_row = tile.row_pixels * to_pixel;
@@ -122,7 +116,7 @@ __attribute__((noinline)) void depthwise_tile(const DepthwiseTile<In, Out> tile,
         to = next_pixel(to, to_pixel);
       }
     }
-    if (!std::is_same_v<A, Out> || !plain) finish_sums(tile, epilogue, k);
+    if (!direct) copy_out(tile, k);
   }
 }
 
