@@ -1,8 +1,8 @@
 // fprop and dgrad of depthwise S x S filters at stride 1 or 2, dilation 1, as one sweep over output rows.
 //
 // A band of rows of an image and a block of maps belong to one thread, which runs it in tiles of 7 pixels: 3x3 filters,
-// whose weights fit the registers, by depthwise_tile (microkernels/depthwise_tile.h), larger ones and those with an
-// epilogue line by line by group_tile. Lines whose pixels evict each other from L1 are copied first (pixel_lines.h).
+// whose weights fit the registers, by depthwise_tile (microkernels/depthwise_tile.h), all else line by line by
+// group_tile. Lines whose pixels evict each other from L1 are copied first (pixel_lines.h).
 #pragma once
 
 #include "group_sweep.h"
@@ -43,7 +43,7 @@ void run_rows(const Sweep<In, Out>& sweep, DepthwiseTile<In, Out> tile, int64_t 
 // run_band by depthwise_tile.
 template <int S, int U, bool kTransposed, class In, class Out>
 void run_depthwise_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row, int64_t vector_begin,
-                        int64_t vector_end, bool fetches, bool far_out) {
+                        int64_t vector_end, bool fetches) {
   acc_t<Out> sums[kDepthwiseRows * kTilePixels * kLanes<Out>];
   DepthwiseTile<In, Out> tile{};
   tile.sums = sums;
@@ -56,11 +56,9 @@ void run_depthwise_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row,
   tile.row_pixels = sweep.columns.out;
   tile.rows = static_cast<int>(std::min<int64_t>(sweep.rows.out - row, kDepthwiseRows));
   tile.fetches = fetches && row + kDepthwiseRows < sweep.rows.out;
-  tile.far_out = far_out;
   if (kTransposed && U == 2 && (row + sweep.rows.pad) % 2)
     run_rows<AxisTaps<S, U, kTransposed, U - 1, kDepthwiseRows>, U, kTransposed>(sweep, tile, image, row);
   else run_rows<AxisTaps<S, U, kTransposed, 0, kDepthwiseRows>, U, kTransposed>(sweep, tile, image, row);
-  if (far_out) finish_streams();
 }
 
 // By depthwise_tile (kWhole) or by group_tile; at least one vector of maps. copies: the inputs first.
@@ -90,17 +88,23 @@ void run_bands(const Sweep<In, Out>& sweep, bool copies) {
       own.in = copy.data;
       own.in_stride = copy.stride;
     }
-    const bool fetches = !copies && bytes > kFarInBytes, far_out = bytes > kFarOutBytes;
+    const bool fetches = !copies && bytes > kFarInBytes;
     for (int64_t band = begin; band < end; ++band) {
-      constexpr auto run =
-          kWhole ? run_depthwise_band<S, U, kTransposed, In, Out> : run_band<S, U, kTransposed, Values::each, In, Out>;
-      run(own, image, band * kRows, part.block_begin, part.block_end, fetches, far_out);
+      if constexpr (kWhole)
+        run_depthwise_band<S, U, kTransposed>(own, image, band * kRows, part.block_begin, part.block_end, fetches);
+      else
+        run_band<S, U, kTransposed, Values::each>(own, image, band * kRows, part.block_begin, part.block_end, fetches,
+                                                  bytes > kFarOutBytes);
     }
   });
 }
 
-template <class T> bool does_nothing(const EpilogueArgs<T>& epilogue) {
-  return !epilogue.scale && !epilogue.shift && !epilogue.residual && epilogue.activation == Activation::none;
+// Whether depthwise_tile has all that the outputs need: no epilogue, and no way past the caches, which the half lines of
+// 14 pixels that AVX2 writes would take three times as long.
+template <class In, class Out> bool sums_only(const Sweep<In, Out>& sweep) {
+  const EpilogueArgs<Out>& epilogue = sweep.epilogue;
+  return !epilogue.scale && !epilogue.shift && !epilogue.residual && epilogue.activation == Activation::none &&
+         sweep_bytes(sweep) <= kFarOutBytes;
 }
 
 // Whether what depthwise_tile touches at once stays in L1, for pixels so far apart. Measured: at stride 1 its inputs do
@@ -119,7 +123,7 @@ template <int S, int U, bool kTransposed, class In, class Out>
 void run_sweep(const Sweep<In, Out>& sweep) {
   const bool copied = Pixels<In>{sweep.in, sweep.in_stride}.evict_each_other();
   if constexpr (S == 3) {
-    if (does_nothing(sweep.epilogue) && stays_cached<U, kTransposed>(sweep.in_stride * sizeof(In), copied))
+    if (sums_only(sweep) && stays_cached<U, kTransposed>(sweep.in_stride * sizeof(In), copied))
       return run_bands<S, U, kTransposed, true>(sweep, copied);
   }
   run_bands<S, U, kTransposed, false>(sweep, copied);

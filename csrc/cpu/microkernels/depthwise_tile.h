@@ -31,20 +31,16 @@ template <class In, class Out> struct DepthwiseTile {
   int64_t row_pixels;  // from one output row to the next
   int rows, count;     // output rows, and outputs in each, that exist
   bool fetches;        // the lines that the next rows read beyond these, meanwhile
-  bool far_out;        // the outputs bypass the caches
-  A* sums;             // room for [i][t][lanes]: sums that do not go where the outputs do
+  A* sums;             // room for [i][t][lanes]: sums on their way to outputs of another type
 };
 
-// The sums of one vector -> outputs of another type, or past the caches.
+// The sums of one vector -> outputs of another type.
 template <class In, class Out>
-__attribute__((noinline)) void copy_out(const DepthwiseTile<In, Out>& tile, int64_t k) {
+__attribute__((noinline)) void convert_sums(const DepthwiseTile<In, Out>& tile, int64_t k) {
   for (int i = 0; i < tile.rows; ++i) {
-    Out* out = tile.out + i * tile.row_pixels * tile.out_pixel_stride + k;
-    for (int t = 0; t < tile.count; ++t, out += tile.out_pixel_stride) {
-      const auto sum = load(tile.sums + (i * kTilePixels + t) * kLanes<Out>);
-      if (tile.far_out) stream(out, sum);
-      else store(out, sum);
-    }
+    for (int t = 0; t < tile.count; ++t)
+      store(tile.out + (i * tile.row_pixels + t) * tile.out_pixel_stride + k,
+            load(tile.sums + (i * kTilePixels + t) * kLanes<Out>));
   }
 }
 
@@ -54,7 +50,7 @@ __attribute__((noinline)) void depthwise_tile(const DepthwiseTile<In, Out> tile)
   using A = acc_t<Out>;
   using V = Vec<A>;
   constexpr int S = Columns::S, kLane = kLanes<Out>;
-  const bool direct = std::is_same_v<A, Out> && !tile.far_out;
+  constexpr bool kConverts = !std::is_same_v<A, Out>;
   for (int64_t vector = tile.vector_begin; vector < tile.vector_end; ++vector) {
     const int64_t k = vector_start<A>(vector, tile.maps);
     const In* in = tile.in + k;
@@ -64,14 +60,9 @@ __attribute__((noinline)) void depthwise_tile(const DepthwiseTile<In, Out> tile)
           __builtin_prefetch(in + (Lines::kColumns + l) * tile.in_line_stride + j * tile.in_pixel_stride, 0, 2);
     }
     A* to = tile.sums;
-    int64_t to_pixel = kLane, to_row = kTilePixels * kLane;
-    if constexpr (std::is_same_v<A, Out>) {
-      if (direct) {
-        to = tile.out + k;
-        to_pixel = tile.out_pixel_stride;
-        to_row = tile.row_pixels * to_pixel;
-      }
-    }
+    if constexpr (!kConverts) to = tile.out + k;
+    const int64_t to_pixel = kConverts ? kLane : tile.out_pixel_stride;
+    const int64_t to_row = kConverts ? kTilePixels * kLane : tile.row_pixels * to_pixel;
     const A* w = tile.w + vector * S * S * kLane;
     V weights[S][S], sum[kDepthwiseRows][kTilePixels];
 #pragma GCC unroll 8
@@ -116,7 +107,7 @@ __attribute__((noinline)) void depthwise_tile(const DepthwiseTile<In, Out> tile)
         to = next_pixel(to, to_pixel);
       }
     }
-    if (!direct) copy_out(tile, k);
+    if constexpr (kConverts) convert_sums(tile, k);
   }
 }
 
