@@ -23,12 +23,6 @@ namespace {
 // get one thread; so the regions opened here are marked on each thread that works in them.
 thread_local bool inside_region = false;
 
-struct InsideRegion {
-  const bool before = inside_region;
-  InsideRegion() { inside_region = true; }
-  ~InsideRegion() { inside_region = before; }
-};
-
 // `count` items cut into `ranges` ranges whose lengths differ by one at most.
 struct Region {
   int64_t count, ranges;
@@ -43,7 +37,7 @@ struct Region {
 // Called by torch with several of the ranges when the pool gives fewer threads than there are ranges.
 void run_ranges(int64_t begin, int64_t end, void* opaque) {
   Region& region = *static_cast<Region*>(opaque);
-  const InsideRegion mark;
+  const OnThisThread mark;
   try {
     region.body(region.start_of(begin), region.start_of(end), region.context);
   } catch (...) {
@@ -77,6 +71,10 @@ struct Buffer {
 };
 
 }  // namespace
+
+OnThisThread::OnThisThread() : before_(inside_region) { inside_region = true; }
+
+OnThisThread::~OnThisThread() { inside_region = before_; }
 
 int64_t thread_count() {
   if (inside_region) return 1;

@@ -21,6 +21,18 @@ void parallel_for(int64_t count, int64_t grain, const Body& body) {
       const_cast<Body*>(&body));
 }
 
+// While one lives, parallel_for runs on the calling thread alone: for work that ends before another thread has begun.
+class OnThisThread {
+ public:
+  OnThisThread();
+  ~OnThisThread();
+  OnThisThread(const OnThisThread&) = delete;
+  OnThisThread& operator=(const OnThisThread&) = delete;
+
+ private:
+  const bool before_;
+};
+
 // Scratch memory of the calling thread, 64-byte aligned, contents undefined. Slot i keeps its memory from call to
 // call and grows as asked; a pointer is good until the next request for the same slot on the same thread.
 // x to channels belong to the ops, which stage operands there; the rest to the kernels.

@@ -57,6 +57,18 @@ TEST(a_nested_region_runs_on_its_own_thread) {
   CHECK_EQUAL(sum.load(), kOuter * kInner);
 }
 
+TEST(work_that_is_kept_on_its_thread_is_one_range) {
+  const int64_t before = thread_count();
+  int64_t ranges = 0;
+  {
+    const cnnkern::cpu::OnThisThread alone;
+    CHECK_EQUAL(thread_count(), 1);
+    parallel_for(1000, 1, [&](int64_t, int64_t) { ++ranges; });
+  }
+  CHECK_EQUAL(ranges, 1);
+  CHECK_EQUAL(thread_count(), before);
+}
+
 TEST(an_exception_comes_out_and_the_pool_lives_on) {
   for (const int64_t count : {1, 64}) {
     for (const int64_t thrower : {int64_t{0}, count - 1}) {
