@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _is_any_autocast_enabled, _is_tracing
 from torch._subclasses import FakeTensor
+from torch.compiler import is_compiling
 from torch.nn import Parameter
 
 from cnnkern.backends import why_no_gpu
@@ -14,7 +16,7 @@ from cnnkern.problem import ACTIVATIONS, DTYPE_NAMES
 
 Size = int | tuple[int, ...] | list[int]
 
-_PLAIN = (Tensor, Parameter, FakeTensor)
+PLAIN = (Tensor, Parameter, FakeTensor)
 _DEFAULT_ALPHA = {"leaky_relu": 0.01, "elu": 1.0}
 
 
@@ -35,14 +37,11 @@ def why_not_own(input: Tensor, *others: Tensor | None) -> str:
     Sizes and dtypes that do not fit together are left to the operator. Raises RuntimeError for operands on several
     devices, as torch does (and for the meta device does not: it reads memory that is not there).
     """
-    if type(input) not in _PLAIN:
+    if type(input) not in PLAIN:
         return f"input is a {type(input).__name__}"
     on_cpu = input.is_cpu
-    if input.is_cuda:
-        if reason := why_no_gpu(input.device):
-            return f"there is no kernel for a tensor on a GPU: {reason}"
-    elif not on_cpu and not input.is_meta:
-        return f"there is no kernel for device type {input.device.type}"
+    if not on_cpu and (reason := _why_not_on(input)):
+        return reason
     if input.dtype not in DTYPE_NAMES:
         return f"there is no kernel for {input.dtype}"
     if input.layout is not torch.strided:
@@ -50,7 +49,7 @@ def why_not_own(input: Tensor, *others: Tensor | None) -> str:
     for other in others:
         if other is None:
             continue
-        if type(other) not in _PLAIN:
+        if type(other) not in PLAIN:
             return f"an operand is a {type(other).__name__}"
         if other.is_cpu is not on_cpu or (not on_cpu and other.device != input.device):
             raise RuntimeError(
@@ -66,17 +65,47 @@ def allows_tf32() -> bool:
     return torch.backends.cudnn.conv.fp32_precision == "tf32"  # type: ignore[attr-defined]
 
 
-def geometry_of(weight: Tensor, stride: Size, padding: Size | str, dilation: Size) -> tuple[int, ...] | None:
-    """Stride, padding and dilation as the operators take them; None if torch is to say what is wrong."""
+def is_common(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a convolution of these is the operator's to compute, as far as can be told at once.
+
+    That is so for 4-d tensors of torch's own in eager mode, where nothing traces or casts.
+    """
+    return (
+        type(input) is Tensor
+        and type(weight) in PLAIN
+        and (bias is None or type(bias) in PLAIN)
+        and not (is_compiling() or _is_tracing() or _is_any_autocast_enabled())
+        and (input.is_cpu or not why_not_own(input, weight, bias))
+        and input.dim() == 4
+    )
+
+
+def _why_not_on(input: Tensor) -> str:
+    """Empty, or why there is no kernel for tensors where this one is, which is not on the CPU."""
+    if input.is_cuda:
+        reason = why_no_gpu(input.device)
+        return reason and f"there is no kernel for a tensor on a GPU: {reason}"
+    return "" if input.is_meta else f"there is no kernel for device type {input.device.type}"
+
+
+def geometry_of(
+    weight: Tensor, stride: Size, padding: Size | str, dilation: Size, groups: int
+) -> tuple[int, ...] | None:
+    """The nine numbers that the operators take; None if torch is to say what is wrong."""
+    if weight is None:
+        return None
+    if type(stride) is type(padding) is type(dilation) is tuple and len(stride) == len(padding) == len(dilation) == 2:
+        (stride_h, stride_w), (vertical, horizontal), (dilation_h, dilation_w) = stride, padding, dilation
+        return stride_h, stride_w, vertical, horizontal, vertical, horizontal, dilation_h, dilation_w, groups
     steps, spread = pair(stride), pair(dilation)
-    if weight is None or steps is None or spread is None:
+    if steps is None or spread is None:
         return None
     if isinstance(padding, str):
         sides = _named_padding(padding, weight, steps, spread)
     else:
         both = pair(padding)
         sides = both and both + both
-    return sides and (*steps, *sides, *spread)
+    return sides and (*steps, *sides, *spread, groups)
 
 
 def pair(value: Any) -> tuple[Any, Any] | None:
@@ -103,7 +132,7 @@ def _named_padding(
 
 def in_transform() -> bool:
     """Whether a transform of torch.func (vmap, grad, jvp, ...) is running."""
-    return torch._C._are_functorch_transforms_active()
+    return _are_functorch_transforms_active()
 
 
 def emits_aten() -> bool:
@@ -112,14 +141,16 @@ def emits_aten() -> bool:
     So it is where it is written down for another runtime (torch.export, torch.jit.trace), and in a compiled graph
     inside a transform of torch.func, where torch does not differentiate other operators.
     """
-    if torch.compiler.is_compiling():
+    if is_compiling():
         # What is_exporting() returns; that itself is True in every compiled graph up to torch 2.11.
         return torch.compiler._is_exporting_flag or in_transform()
-    return torch._C._is_tracing()
+    return _is_tracing()
 
 
 def autocasts(input: Any) -> bool:
     """Whether torch's autocasting is on for a call with this input, which may be anything."""
+    if not _is_any_autocast_enabled():
+        return False
     return torch.is_autocast_enabled("cuda" if getattr(input, "is_cuda", False) else "cpu")
 
 

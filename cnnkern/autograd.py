@@ -17,6 +17,7 @@ from torch.autograd.function import Function
 
 from cnnkern import batching, composed, ops  # noqa: F401  (batching registers the vmap rules that the Functions rely on)
 from cnnkern.arguments import in_transform
+from cnnkern.dispatch import Kernels
 from cnnkern.ops import NO_PROLOGUE, Constants, below_autograd
 
 Prologue = tuple[Tensor | None, Tensor | None, str | None, float | None]  # x_scale, x_shift, x_activation, x_alpha
@@ -25,6 +26,7 @@ _aten = torch.ops.aten
 
 # What OpOverload.__call__ calls, without a Python frame around it.
 _FPROP, _DGRAD, _WGRAD, _BACKWARD = ops.FPROP._op, ops.DGRAD._op, ops.WGRAD._op, ops.BACKWARD._op
+_FPROP_PLAIN = ops.FPROP_PLAIN._op
 
 # dz from dy and y = act(z); FROM_INPUT has the activations that need z itself.
 FROM_OUTPUT: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
@@ -322,6 +324,15 @@ dgrad = differentiable(_Dgrad)
 wgrad = differentiable(_Wgrad)
 
 
+def _plain_fprop(
+    x: Tensor, w: Tensor, bias: Tensor | None, geometry: tuple[int, ...], flags: int, kernel: str | None
+) -> Tensor:
+    """conv(x, w) + bias, not differentiable; a mode (make_fx's) is shown the operator that has a derivative."""
+    if torch._C._len_torch_dispatch_stack():
+        return _Fprop.run(x, w, None, bias, None, Constants(geometry, flags, kernel), "none", 0.0)
+    return _FPROP_PLAIN(x, w, bias, geometry, flags, kernel)
+
+
 class _Conv2d(Function):
     """conv(x, w) + bias in a training step: _Fprop without what the step does not use.
 
@@ -329,29 +340,32 @@ class _Conv2d(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, c: Constants) -> Tensor:
-        y = _Fprop.run(x, w, None, bias, None, c, "none", 0.0)
-        needs_x, needs_w, _, _ = ctx.needs_input_grad
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, geometry: tuple[int, ...], flags: int, kernels: Kernels
+    ) -> Tensor:
+        y = _plain_fprop(x, w, bias, geometry, flags, kernels.fprop)
+        needs_x, needs_w, *_ = ctx.needs_input_grad
+        unsaved = None
         if needs_x and needs_w:
             ctx.save_for_backward(x, w)
-            ctx.rest = c, None
         else:
             ctx.save_for_backward(x if needs_w else None, w if needs_x else None)
             channels_last = not y.is_contiguous()
-            ctx.rest = c, (x.shape, channels_last, w.shape, _filter_layout(w, channels_last))
+            unsaved = x.shape, channels_last, w.shape, _filter_layout(w, channels_last)
+        ctx.rest = geometry, flags, kernels, unsaved
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
-        c, unsaved = ctx.rest
-        needs_x, needs_w, needs_bias, _ = ctx.needs_input_grad
+        geometry, flags, kernels, unsaved = ctx.rest
+        needs_x, needs_w, needs_bias, *_ = ctx.needs_input_grad
         plain = not (torch.is_grad_enabled() or in_transform() or in_forward_mode())
         if plain and unsaved is None:
-            geometry, flags, _, *kernels = c
             with below_autograd():
-                dx, dw, db = _BACKWARD(dy, x, w, geometry, needs_bias, flags, *kernels)
-            return dx, dw, db if needs_bias else None, None
+                dx, dw, db = _BACKWARD(dy, x, w, geometry, needs_bias, flags, *kernels[1:])
+            return dx, dw, db if needs_bias else None, None, None, None
+        c = Constants(geometry, flags, *kernels)
         if unsaved is None:
             channels_last = ops.gives_channels_last(x, w)
             unsaved = x.shape, channels_last, w.shape, channels_last
@@ -365,20 +379,22 @@ class _Conv2d(Function):
             dw = wgrad(dy, x, w_size, w_channels_last, c)
         if needs_bias and db is None:
             db = dy.sum((0, 2, 3))
-        return dx, dw, db, None
+        return dx, dw, db, None, None, None
 
 
 # Function.apply without the Python around it that looks for a transform of torch.func: conv2d() has looked.
 _apply_conv2d = super(Function, _Conv2d).apply
 
 
-def conv2d(x: Tensor, w: Tensor, bias: Tensor | None, c: Constants) -> Tensor:
+def conv2d(
+    x: Tensor, w: Tensor, bias: Tensor | None, geometry: tuple[int, ...], flags: int, kernels: Kernels
+) -> Tensor:
     """conv(x, w) + bias, differentiable in every way that :func:`fprop` is."""
     if in_transform() or in_forward_mode():
-        return fprop(x, w, None, bias, None, c, "none", 0.0)
+        return fprop(x, w, None, bias, None, Constants(geometry, flags, *kernels), "none", 0.0)
     if torch.is_grad_enabled() and torch._C._any_requires_grad(x, w, bias):
-        return _apply_conv2d(x, w, bias, c)
-    return _Fprop.run(x, w, None, bias, None, c, "none", 0.0)
+        return _apply_conv2d(x, w, bias, geometry, flags, kernels)
+    return _plain_fprop(x, w, bias, geometry, flags, kernels.fprop)
 
 
 def rerun(ctx: Any, positions: Sequence[int], compute: Callable[..., Any], dy: Any) -> tuple[Tensor | None, ...]:

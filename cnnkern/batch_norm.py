@@ -58,7 +58,7 @@ def conv_bn_act(
     value, whose variance would be zero, or the arguments do not fit together, and RuntimeError where no kernel can
     compute the convolution.
     """
-    geometry = geometry_of(w, stride, padding, dilation)
+    geometry = geometry_of(w, stride, padding, dilation, groups)
     if geometry is None:
         raise ValueError(f"stride={stride}, padding={padding}, dilation={dilation}: each is one number or two")
     if (running_mean is None) is not (running_var is None):
@@ -66,7 +66,7 @@ def conv_bn_act(
     running = None if running_mean is None else (running_mean, running_var)
     if x.dtype != w.dtype:
         raise ValueError(f"x is {x.dtype}, w is {w.dtype}")
-    rest = (*geometry, groups), running, momentum, eps, activation, alpha_of(activation, alpha), _flags(x)
+    rest = geometry, running, momentum, eps, activation, alpha_of(activation, alpha), _flags(x)
     maps = w.shape[0] * (1 if beside is None else 2)
     if maps % shuffle or (beside is not None and (beside.shape[1], beside.dtype) != (w.shape[0], x.dtype)):
         return joined(_ConvBNAct.apply(x, w, gamma, beta, residual, None, 1, *rest), beside, shuffle)

@@ -120,7 +120,7 @@ def _explain_call(function: Callable[..., Tensor], direction: str, *args: Any, *
     call = bound.arguments
     x = call["input"] if call["input"].dim() == 4 else call["input"].unsqueeze(0)
     w = call["weight"]
-    geometry = geometry_of(w, call["stride"], call["padding"], call["dilation"])
+    geometry = geometry_of(w, call["stride"], call["padding"], call["dilation"], call["groups"])
     reason = why_not_own(x, w, call["bias"])
     if geometry is None or reason:
         raise ValueError(f"this call is torch's to answer: {reason or 'its stride, padding or dilation is unusual'}")
@@ -137,7 +137,7 @@ def _explain_call(function: Callable[..., Tensor], direction: str, *args: Any, *
         shift=call.get("input_shift") is not None,
         alpha=alpha_of(call.get("input_activation", "none"), call.get("input_alpha")),
     )
-    problem = ConvProblem.of(x, w, (*geometry, call["groups"]), direction)
+    problem = ConvProblem.of(x, w, geometry, direction)
     if direction != "dgrad":
         problem = replace(problem, prologue=prologue)
     if direction == "fprop":

@@ -31,11 +31,12 @@ from cnnkern.arguments import (
     emits_aten,
     geometry_of,
     in_transform,
+    is_common,
     pair,
     why_not_own,
 )
 from cnnkern.backends import OWN_BACKENDS
-from cnnkern.dispatch import Settings
+from cnnkern.dispatch import Kernels, Settings
 from cnnkern.flags import DETERMINISTIC, ONLY, TF32
 from cnnkern.ops import Constants
 from cnnkern.problem import DTYPE_NAMES
@@ -64,6 +65,22 @@ def conv2d(
 
     Returns (N, K, P, Q) or (K, P, Q), in channels_last if input or weight is.
     """
+    if is_common(input, weight, bias):
+        settings = dispatch.settings(kernel)
+        geometry = geometry_of(weight, stride, padding, dilation, groups)
+        if settings.backend is None and geometry is not None:
+            try:
+                return autograd.conv2d(input, weight, bias, geometry, _flags(settings, input), settings.kernels)
+            except (RuntimeError, TypeError):
+                pass  # what follows says what is wrong, or hands the call over
+    return _conv2d(input, weight, bias, stride, padding, dilation, groups, kernel)
+
+
+def _conv2d(
+    input: Tensor, weight: Tensor, bias: Tensor | None, stride: Size, padding: Size | str, dilation: Size, groups: int,
+    kernel: str | None,
+) -> Tensor:  # fmt: skip
+    """:func:`conv2d` of anything, anywhere."""
     if autocasts(input):
         input, weight, bias = autocast(input, weight, bias)
     call: tuple[Any, ...] = (input, weight, bias, stride, padding, dilation, groups)
@@ -72,16 +89,17 @@ def conv2d(
         return torch_conv2d(*call)
     if reason := why_not_own(input, weight, bias):
         return _handed_over(reason, settings, call)
-    geometry = geometry_of(weight, stride, padding, dilation)
+    geometry = geometry_of(weight, stride, padding, dilation, groups)
     if geometry is None or not weight.numel() or (bias is not None and bias.dtype != input.dtype):
         return _handed_over("its arguments are unusual", settings, call)
     if input.dim() == 3:
         return conv2d(input.unsqueeze(0), *call[1:], kernel=kernel).squeeze(0)
-    constants = _constants(settings, input, geometry, groups)
+    flags, kernels = _flags(settings, input), _kernels(settings, input)
     if torch.compiler.is_compiling():
+        constants = Constants(geometry, flags, *kernels)
         return autograd.registered_fprop(input, weight, None, bias, None, constants, "none", 0.0)
     try:
-        return autograd.conv2d(input, weight, bias, constants)
+        return autograd.conv2d(input, weight, bias, geometry, flags, kernels)
     except (RuntimeError, TypeError) as error:
         refusal = error
     return _refused(refusal, settings, call)
@@ -129,7 +147,7 @@ def fused_conv2d(
     tensors = (input, weight, bias, scale, shift, residual, input_scale, input_shift)
     settings = dispatch.settings(kernel)
     own = not (settings.backend == "vendor" or emits_aten() or why_not_own(*tensors)) and input.dim() == 4
-    geometry = geometry_of(weight, stride, padding, dilation) if own else None
+    geometry = geometry_of(weight, stride, padding, dilation, groups) if own else None
     through = input_activation != "none" or input_scale is not None or input_shift is not None
     prologue = (input_scale, input_shift, input_activation, input_alpha) if through else ops.NO_PROLOGUE
     if through and (geometry is None or in_transform() or autograd.needs_graph(*tensors)):
@@ -138,7 +156,8 @@ def fused_conv2d(
         y = conv2d(input, weight, bias, stride, padding, dilation, groups, kernel=kernel)
         return composed.epilogue(y, scale, shift, residual, activation, alpha)
     shift = _shift_of(bias, scale, shift)
-    operands = (input, weight, scale, shift, residual, _constants(settings, input, geometry, groups))
+    constants = Constants(geometry, _flags(settings, input), *_kernels(settings, input))
+    operands = (input, weight, scale, shift, residual, constants)
     after = activation in autograd.FROM_INPUT and autograd.needs_graph(*tensors)
     fused = ("none", 0.0) if after else (activation, alpha)
     try:
@@ -193,11 +212,11 @@ def depthwise_separable_conv2d(
         or dw_weight.shape[:2] != (input.shape[1], 1)
         or pw_weight.shape[1:] != (input.shape[1], 1, 1)
     )
-    geometry = None if composed else geometry_of(dw_weight, stride, padding, dilation)
+    geometry = None if composed else geometry_of(dw_weight, stride, padding, dilation, dw_weight.shape[0])
     refusal: Exception = dispatch.NoKernelError(f"{kernel} cannot compute this call: it takes two convolutions")
     if geometry is not None:
         operands = (input, dw_weight, None, dw_bias, "none", 0.0, pw_weight, None, pw_bias, "none", 0.0)
-        rest = ((*geometry, dw_weight.shape[0]), _flags(settings, input), kernel)
+        rest = (geometry, _flags(settings, input), kernel)
         try:
             return _call(autograd_tools.depthwise_separable, ops.DEPTHWISE_SEPARABLE, *operands, *rest)
         except RuntimeError as error:
@@ -241,11 +260,11 @@ def shuffled_conv2d(
     if autocasts(input):
         input, weight, beside = autocast(input, weight, beside)
     tensors = (input, weight, bias, scale, shift, beside)
-    geometry = geometry_of(weight, stride, padding, dilation) if _fuses(*tensors) else None
+    geometry = geometry_of(weight, stride, padding, dilation, groups) if _fuses(*tensors) else None
     if geometry is not None:
         flags = _flags(dispatch.settings(), input)
         epilogue = (activation, alpha_of(activation, alpha))
-        operands = (input, weight, scale, _shift_of(bias, scale, shift), beside, (*geometry, groups), *epilogue)
+        operands = (input, weight, scale, _shift_of(bias, scale, shift), beside, geometry, *epilogue)
         try:
             return _call(autograd_tools.conv2d_shuffled, ops.CONV2D_SHUFFLED, *operands, shuffle, flags)
         except RuntimeError:
@@ -295,10 +314,10 @@ def conv2d_max_pool2d(
     operands = autocast(input, weight, bias) if autocasts(input) else (input, weight, bias)
     geometry = None
     if None not in window and _fuses(*operands, scale, shift):
-        geometry = geometry_of(weight, stride, padding, dilation)
+        geometry = geometry_of(weight, stride, padding, dilation, groups)
     if geometry is not None:
         x, w, folded = operands
-        layer = (x, w, scale, _shift_of(folded, scale, shift), (*geometry, groups))
+        layer = (x, w, scale, _shift_of(folded, scale, shift), geometry)
         how = (activation, alpha_of(activation, alpha), *window, ceil_mode, _flags(dispatch.settings(), x))
         try:
             return _call(autograd_tools.conv2d_max_pool2d, ops.CONV2D_MAX_POOL2D, *layer, *how)
@@ -388,12 +407,11 @@ def _flags(settings: Settings, input: Tensor) -> int:
     return flags
 
 
-def _constants(settings: Settings, input: Tensor, geometry: tuple[int, ...], groups: int) -> Constants:
-    """Everything but tensors that the operators of one call and of its backward pass are given."""
-    kernels = settings.kernels
+def _kernels(settings: Settings, input: Tensor) -> Kernels:
+    """The kernels to be forced."""
     if settings.backend == "reference":
-        kernels = dispatch.reference_kernels(DTYPE_NAMES[input.dtype])
-    return Constants._make(((*geometry, groups), _flags(settings, input), *kernels))
+        return dispatch.reference_kernels(DTYPE_NAMES[input.dtype])
+    return settings.kernels
 
 
 def _call(eager: Callable[..., Any], operator: Any, *args: Any) -> Any:

@@ -16,7 +16,7 @@ from cnnkern import composed, dispatch
 from cnnkern.backends import KernelName, cuda, triton
 from cnnkern.flags import GPU, TF32, UNALIGNED
 from cnnkern.operands import Operands, evenly_spaced, pixel_stride
-from cnnkern.ops import gives_channels_last, memory_format
+from cnnkern.ops import NO_PROLOGUE, gives_channels_last, memory_format
 from cnnkern.problem import DTYPE_NAMES, ConvProblem, Epilogue, Prologue
 
 _PREPARE: dict[str, Callable[[str, ConvProblem, int], Callable[[Operands], None]]] = {
@@ -53,6 +53,15 @@ def conv2d_fprop(
     else:
         y = composed.epilogue(y.zero_(), scale, shift, residual, activation, alpha)
     return _laid_out(y, channels_last)
+
+
+def conv2d_fprop_plain(
+    x: Tensor, w: Tensor, bias: Tensor | None, geometry: Sequence[int], flags: int, kernel: str | None
+) -> Tensor:
+    """conv(x, w) + bias, of what torch's convolution takes."""
+    if not w.numel() or (bias is not None and (bias.dtype != x.dtype or bias.device != x.device)):
+        raise RuntimeError("w has no elements, or bias another dtype or device than x")
+    return conv2d_fprop(x, w, None, bias, None, geometry, "none", 0.0, *NO_PROLOGUE, flags, kernel)
 
 
 def conv2d_dgrad(
@@ -215,6 +224,7 @@ def _laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
 
 _OPERATORS = {
     "conv2d_fprop": conv2d_fprop,
+    "conv2d_fprop.plain": conv2d_fprop_plain,
     "conv2d_dgrad": conv2d_dgrad,
     "conv2d_wgrad": conv2d_wgrad,
     "conv2d_backward": conv2d_backward,

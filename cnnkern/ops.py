@@ -20,6 +20,7 @@ from cnnkern import native  # noqa: F401  (loads the library that defines torch.
 from cnnkern.problem import output_size, suggests_channels_last
 
 FPROP = torch.ops.cnnkern.conv2d_fprop.default
+FPROP_PLAIN = torch.ops.cnnkern.conv2d_fprop.plain
 DGRAD = torch.ops.cnnkern.conv2d_dgrad.default
 WGRAD = torch.ops.cnnkern.conv2d_wgrad.default
 BACKWARD = torch.ops.cnnkern.conv2d_backward.default
@@ -97,6 +98,23 @@ def _fprop_fake(
     size = (x.shape[0], w.shape[0], *_output_pixels(x.shape, w.shape, geometry))
     layout = memory_format(gives_channels_last(x, w))
     return torch.empty(size, dtype=x.dtype, device=x.device, memory_format=layout)
+
+
+@torch.library.register_fake("cnnkern::conv2d_fprop.plain")
+def _fprop_plain_fake(
+    x: Tensor, w: Tensor, bias: Tensor | None, geometry: Sequence[int], flags: int, kernel: str | None
+) -> Tensor:
+    for other in (w, bias):
+        same = other is None or (other.device == x.device and other.dtype == x.dtype)
+        torch._check(same, lambda: f"x is {x.dtype} on {x.device}, not so w or bias")
+    torch._check(w.numel() != 0, lambda: "w has no elements")
+    return _fprop_fake(x, w, None, bias, None, geometry, "none", 0.0, *NO_PROLOGUE, flags, kernel)
+
+
+# conv2d_fprop.plain has no derivative and lets the Autograd key fall through: it is what eager mode calls where there
+# is nothing to differentiate, or from inside of an autograd.Function.
+_fallthroughs = torch.library.Library("cnnkern", "IMPL")
+_fallthroughs.impl("conv2d_fprop.plain", torch.library.fallthrough_kernel, "Autograd")
 
 
 @torch.library.register_fake("cnnkern::conv2d_dgrad")

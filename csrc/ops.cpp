@@ -55,6 +55,15 @@ void fprop(StableIValue* stack, uint64_t, uint64_t) {
       prologue.tensors(), geometry, {flags, kernel.view()}));
 }
 
+void fprop_plain(StableIValue* stack, uint64_t, uint64_t) {
+  Arguments arguments(stack);
+  const OwnedTensor x = arguments.tensor(), w = arguments.tensor(), bias = arguments.optional_tensor();
+  const cpu::Geometry geometry = read_geometry(arguments);
+  const int64_t flags = arguments.integer();
+  const TextArgument kernel = arguments.optional_text();
+  stack[0] = returned(cpu::conv_plain(x.get(), w.get(), bias.get(), geometry, {flags, kernel.view()}));
+}
+
 void dgrad(StableIValue* stack, uint64_t, uint64_t) {
   Arguments arguments(stack);
   const OwnedTensor dy = arguments.tensor(), w = arguments.tensor();
@@ -186,6 +195,8 @@ STABLE_TORCH_LIBRARY(cnnkern, m) {
       "conv2d_fprop(Tensor x, Tensor w, Tensor? scale, Tensor? shift, Tensor? residual, int[] geometry, "
       "str activation, float alpha, Tensor? x_scale, Tensor? x_shift, str? x_activation, float? x_alpha, int flags, "
       "str? kernel) -> Tensor");
+  // conv(x, w) + bias of what torch's takes: each further argument would cost a small image's call 50 ns or more.
+  m.def("conv2d_fprop.plain(Tensor x, Tensor w, Tensor? bias, int[] geometry, int flags, str? kernel) -> Tensor");
   // dx. channels_last here and below: the memory format of what is returned.
   m.def(
       "conv2d_dgrad(Tensor dy, Tensor w, SymInt[] x_size, int[] geometry, bool channels_last, int flags, "
@@ -223,6 +234,7 @@ STABLE_TORCH_LIBRARY(cnnkern, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(cnnkern, CPU, m) {
   m.impl("conv2d_fprop", fprop);
+  m.impl("conv2d_fprop.plain", fprop_plain);
   m.impl("conv2d_dgrad", dgrad);
   m.impl("conv2d_wgrad", wgrad);
   m.impl("conv2d_backward", backward);

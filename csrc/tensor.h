@@ -38,6 +38,12 @@ struct Tensor4 {
   bool empty() const { return !(sizes[0] && sizes[1] && sizes[2] && sizes[3]); }
 };
 
+inline int32_t dtype_code(AtenTensorHandle handle) {
+  int32_t code = 0;
+  CNNKERN_TORCH(aoti_torch_get_dtype(handle, &code));
+  return code;
+}
+
 inline Tensor4 read_tensor(AtenTensorHandle handle, const char* name) {
   Tensor4 tensor;
   int64_t dim = 0;
@@ -47,11 +53,11 @@ inline Tensor4 read_tensor(AtenTensorHandle handle, const char* name) {
   if (dim != 4) fail(std::string(name) + " has " + std::to_string(dim) + " dimensions where 4 are expected");
   CNNKERN_TORCH(aoti_torch_get_sizes(handle, &sizes));
   CNNKERN_TORCH(aoti_torch_get_strides(handle, &strides));
-  CNNKERN_TORCH(aoti_torch_get_dtype(handle, &tensor.torch_dtype));
   CNNKERN_TORCH(torch_get_const_data_ptr(handle, &data));
   tensor.sizes = sizes;
   tensor.strides = strides;
   tensor.data = const_cast<void*>(data);
+  tensor.torch_dtype = dtype_code(handle);
   return tensor;
 }
 

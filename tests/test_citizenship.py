@@ -31,6 +31,7 @@ def operator_calls(requires_grad=False):
     pool = ((3, 3), (2, 2), (1, 1))
     return {
         "fprop": (ops.FPROP, (x, w, None, None, None, GEOMETRY, "none", 0.0, *ops.NO_PROLOGUE, 0, None)),
+        "fprop, plain": (ops.FPROP_PLAIN, (x, w, k, GEOMETRY, 0, None)),
         "fprop, epilogue": (ops.FPROP, (x, w, k, k, dy, GEOMETRY, "relu", 0.0, *ops.NO_PROLOGUE, 0, None)),
         "fprop, silu": (ops.FPROP, (x, w, None, k, None, GEOMETRY, "silu", 0.0, *ops.NO_PROLOGUE, 0, None)),
         "fprop, channels_last": (

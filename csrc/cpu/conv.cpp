@@ -57,6 +57,21 @@ const Kernel& kernel_for(const ConvProblem& problem, const Choice& choice, bool 
   return named ? *named : chosen_kernel(problem, choice.flags);
 }
 
+// Less than either is done, in 5 us or so, before a second thread has begun.
+constexpr int64_t kSharedWork = 1 << 18;      // multiply-adds
+constexpr int64_t kSharedElements = 1 << 15;  // of x, w and y together
+
+bool is_shared(const ConvProblem& p) {
+  const int64_t filter = p.r * p.s * p.c_per_group(), y = p.n * p.k * p.p() * p.q();
+  return y * filter >= kSharedWork || p.n * p.c * p.h * p.w + p.k * filter + y >= kSharedElements;
+}
+
+void run(const Kernel& kernel, const ConvProblem& problem, const Operands& operands) {
+  if (is_shared(problem)) return kernel.run(staged(problem), operands);
+  const OnThisThread alone;
+  kernel.run(staged(problem), operands);
+}
+
 void* stage(const Tensor4& tensor, Layout layout, DType dtype, Scratch slot) {
   return stage(tensor, layout == Layout::nhwc, element_size(dtype), slot);
 }
@@ -171,7 +186,7 @@ OwnedTensor dgrad(StagedDy& staged_dy, const Tensor4& w, const int64_t* x_sizes,
   const Kernel& kernel = kernel_for(problem, choice, dy.empty() || w.empty());
 
   const Operands operands{.x = dx.data(), .w = stage_weights(w, problem), .y = staged_dy.data(problem)};
-  kernel.run(staged(problem), operands);
+  run(kernel, problem, operands);
   return dx.finish(operands.x);
 }
 
@@ -193,7 +208,7 @@ WeightGradients wgrad(StagedDy& staged_dy, const Tensor4& x, const int64_t* w_si
 
   Operands operands{.x = stage_x(x, prologue, problem), .w = dw.data(), .y = staged_dy.data(problem)};
   if (bias) operands.dbias = scratch<double>(Scratch::channels, problem.k);
-  kernel.run(staged(problem), operands);
+  run(kernel, problem, operands);
   if (bias) {
     const void* data = nullptr;
     CNNKERN_TORCH(torch_get_const_data_ptr(db.get(), &data));
@@ -226,8 +241,15 @@ OwnedTensor conv_fprop(AtenTensorHandle x_handle, AtenTensorHandle w_handle, con
     operands.shift = channel_vector(epilogue.shift, problem.k, problem.dtype, "shift", room + problem.k);
   }
   if (epilogue.residual) stage_residual(epilogue.residual, x, problem, operands);
-  kernel.run(staged(problem), operands);
+  run(kernel, problem, operands);
   return y.finish(operands.y);
+}
+
+OwnedTensor conv_plain(AtenTensorHandle x, AtenTensorHandle w, AtenTensorHandle bias, const Geometry& geometry,
+                       const Choice& choice) {
+  if (bias && dtype_code(bias) != dtype_code(x)) fail("bias has another dtype than x");
+  if (read_tensor(w, "w").empty()) fail("w has no elements");
+  return conv_fprop(x, w, {.shift = bias}, {}, geometry, choice);
 }
 
 OwnedTensor conv_dgrad(AtenTensorHandle dy, AtenTensorHandle w, const std::array<int64_t, 4>& x_size,

@@ -28,17 +28,17 @@ struct Choice {
 
 // The tensors of act(scale * x + shift), through which x is read; null: absent.
 struct PrologueTensors {
-  AtenTensorHandle scale, shift;  // [c], in the convolution's dtype or its accumulator's
-  Activation activation;
-  float alpha;
+  AtenTensorHandle scale = nullptr, shift = nullptr;  // [c], in the convolution's dtype or its accumulator's
+  Activation activation = Activation::none;
+  float alpha = 0;
 };
 
 // The tensors of y = act(scale * conv + shift + residual); null: absent.
 struct EpilogueTensors {
-  AtenTensorHandle scale, shift;  // [k], in the convolution's dtype or its accumulator's
-  AtenTensorHandle residual;      // [n, k, p, q]
-  Activation activation;
-  float alpha;
+  AtenTensorHandle scale = nullptr, shift = nullptr;  // [k], in the convolution's dtype or its accumulator's
+  AtenTensorHandle residual = nullptr;                // [n, k, p, q]
+  Activation activation = Activation::none;
+  float alpha = 0;
 };
 
 // All throw std::runtime_error where sizes or dtypes do not fit or the kernel that is named cannot compute the problem.
@@ -46,6 +46,10 @@ struct EpilogueTensors {
 // y [n, k, p, q]: channels_last if x or w is, as in torch.
 OwnedTensor conv_fprop(AtenTensorHandle x, AtenTensorHandle w, const EpilogueTensors& epilogue,
                        const PrologueTensors& prologue, const Geometry& geometry, const Choice& choice);
+
+// conv(x, w) + bias, of what torch's convolution takes: bias has x's dtype or is null, and w has elements.
+OwnedTensor conv_plain(AtenTensorHandle x, AtenTensorHandle w, AtenTensorHandle bias, const Geometry& geometry,
+                       const Choice& choice);
 
 // dx [x_size].
 OwnedTensor conv_dgrad(AtenTensorHandle dy, AtenTensorHandle w, const std::array<int64_t, 4>& x_size,
