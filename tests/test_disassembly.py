@@ -60,7 +60,7 @@ KNOWN = (
     Known("avx512", r"add_row<bf16, 5, 5>", 2, BORDER),
     Known("avx512", r"depthwise_wgrad_tile<double, 3, [12], 2, false>", 29, UNREAD),
     Known("avx512", r"depthwise_tile<.*, false>", 9, UNREAD),
-    Known("avx2", r"depthwise_tile<.*, false>", 38, BORDER),
+    Known("avx2", r"depthwise_tile<.*, false>", 14, BORDER),
     Known("avx2", r"depthwise_wgrad_tile<.*, 3, [12], 2, false>", 30, BORDER),
     Known("avx2", r"depthwise_wgrad_tile<bf16, 3, 1, 2, true>", 8, WIDENED),
     Known("avx2", r"add_row<b?f16, .*>", 60, NO_MASK),

@@ -6,7 +6,7 @@
 //
 // x, y: NHWC with pixel strides; w: [C][R][S], repacked so that a vector holds neighbouring maps.
 //
-// fprop and dgrad are one sweep over output rows (group_sweep.h) with groups of one map; other filters, strides and
+// fprop and dgrad are one sweep over output rows (depthwise_sweep.h); other filters, strides and
 // dilations go by lists of taps (depthwise_runs.h), and so do fewer maps than lanes (depthwise_few.h). wgrad of a 3x3
 // adds tiles of pixels to the sums of a filter (depthwise_wgrad.h); other filters go pixel by pixel along a row.
 // wgrad_split.h has how threads share them: the result does not depend on timing.

@@ -11,8 +11,8 @@
 namespace cnnkern::cpu::CNNKERN_ISA {
 
 // One tile, at pixel `first` of its rows; `tile` starts at column 0 of the input and pixel 0 of the output.
-template <class Lines, class Columns, class In, class Out>
-void run_depthwise_tile(const Sweep<In, Out>& sweep, DepthwiseTile<In, Out> tile, int64_t first) {
+template <class Lines, class Columns, class T>
+void run_depthwise_tile(const Sweep<T, T>& sweep, DepthwiseTile<T> tile, int64_t first) {
   const int64_t column = Columns::first_column(first, sweep.columns.pad);
   tile.in += column * tile.in_pixel_stride;
   tile.columns = bits_inside(column, Columns::kColumns, sweep.columns.in);
@@ -20,13 +20,13 @@ void run_depthwise_tile(const Sweep<In, Out>& sweep, DepthwiseTile<In, Out> tile
   tile.count = static_cast<int>(std::min<int64_t>(sweep.columns.out - first, kTilePixels));
   const bool inside = tile.lines == first_bits(Lines::kColumns) && tile.rows == kDepthwiseRows &&
                       tile.columns == first_bits(Columns::kColumns) && tile.count == kTilePixels;
-  if (inside) depthwise_tile<In, Out, Lines, Columns, true>(tile);
-  else depthwise_tile<In, Out, Lines, Columns, false>(tile);
+  if (inside) depthwise_tile<T, Lines, Columns, true>(tile);
+  else depthwise_tile<T, Lines, Columns, false>(tile);
 }
 
 // The output rows of one image whose taps are `Lines`, from `row` on.
-template <class Lines, int U, bool kTransposed, class In, class Out>
-void run_rows(const Sweep<In, Out>& sweep, DepthwiseTile<In, Out> tile, int64_t image, int64_t row) {
+template <class Lines, int U, bool kTransposed, class T>
+void run_rows(const Sweep<T, T>& sweep, DepthwiseTile<T> tile, int64_t image, int64_t row) {
   const int64_t line = Lines::first_column(row, sweep.rows.pad);
   tile.in_pixel_stride = sweep.in_stride;
   tile.in_line_stride = sweep.columns.in * sweep.in_stride;
@@ -41,12 +41,10 @@ void run_rows(const Sweep<In, Out>& sweep, DepthwiseTile<In, Out> tile, int64_t 
 }
 
 // run_band by depthwise_tile.
-template <int S, int U, bool kTransposed, class In, class Out>
-void run_depthwise_band(const Sweep<In, Out>& sweep, int64_t image, int64_t row, int64_t vector_begin,
-                        int64_t vector_end, bool fetches) {
-  acc_t<Out> sums[kDepthwiseRows * kTilePixels * kLanes<Out>];
-  DepthwiseTile<In, Out> tile{};
-  tile.sums = sums;
+template <int S, int U, bool kTransposed, class T>
+void run_depthwise_band(const Sweep<T, T>& sweep, int64_t image, int64_t row, int64_t vector_begin, int64_t vector_end,
+                        bool fetches) {
+  DepthwiseTile<T> tile{};
   tile.w = sweep.w;
   tile.maps = sweep.maps;
   tile.vector_begin = vector_begin;
@@ -99,8 +97,8 @@ void run_bands(const Sweep<In, Out>& sweep, bool copies) {
   });
 }
 
-// Whether depthwise_tile has all that the outputs need: no epilogue, and no way past the caches, which the half lines of
-// 14 pixels that AVX2 writes would take three times as long.
+// Whether depthwise_tile has all that the outputs need: it knows no epilogue and no way past the caches, where the half
+// lines of 14 pixels that AVX2 writes took three times as long as those of 7.
 template <class In, class Out> bool sums_only(const Sweep<In, Out>& sweep) {
   const EpilogueArgs<Out>& epilogue = sweep.epilogue;
   return !epilogue.scale && !epilogue.shift && !epilogue.residual && epilogue.activation == Activation::none &&
@@ -108,12 +106,12 @@ template <class In, class Out> bool sums_only(const Sweep<In, Out>& sweep) {
 }
 
 // Whether what depthwise_tile touches at once stays in L1, for pixels so far apart. Measured: at stride 1 its inputs do
-// not where they lie 1024 bytes apart and are not copied, nor at stride 2, where a tile has 75. AVX2 comes back for the
-// other half of each cache line: by then outputs 4096 bytes apart have evicted each other, in dgrad at stride 2 those
-// 2048 bytes apart. AVX-512 gains nothing at stride 2.
+// not where they lie 1024 bytes apart and are not copied, nor at stride 2, where a tile has 75, those 512 bytes apart;
+// in dgrad at stride 2 the 14 outputs do not that lie 2048 bytes apart, and with AVX2, which comes back for the other
+// half of each cache line, nor at stride 1 those 4096 bytes apart. At stride 2 AVX-512 gains nothing in fprop.
 template <int U, bool kTransposed> bool stays_cached(int64_t bytes, bool copied) {
   constexpr bool kHalves = kVectorBytes < 64;
-  if (kTransposed) return !kHalves || !copied;
+  if (kTransposed) return bytes % 2048 != 0;
   if (U == 2) return kHalves && bytes % 512 != 0;
   return copied ? !kHalves || bytes % 4096 != 0 : bytes % 1024 != 0;
 }
@@ -122,7 +120,7 @@ template <int U, bool kTransposed> bool stays_cached(int64_t bytes, bool copied)
 template <int S, int U, bool kTransposed, class In, class Out>
 void run_sweep(const Sweep<In, Out>& sweep) {
   const bool copied = Pixels<In>{sweep.in, sweep.in_stride}.evict_each_other();
-  if constexpr (S == 3) {
+  if constexpr (S == 3 && std::is_same_v<In, acc_t<In>> && std::is_same_v<In, Out>) {
     if (sums_only(sweep) && stays_cached<U, kTransposed>(sweep.in_stride * sizeof(In), copied))
       return run_bands<S, U, kTransposed, true>(sweep, copied);
   }

@@ -4,12 +4,13 @@
 //   i < 2,  t < 7,  f, s < S
 //
 // in   the first line and column that the tile reads
-// w    packed [vector of k][S][S][lanes] in the accumulator's type
+// w    packed [vector of k][S][S][lanes]
 //
 // A step takes one vector of k, whose S * S weights stay in registers, and walks along the input columns. An input
 // meets all its weights at once, so it is loaded once, and an output is complete when the last column that it reads has
 // gone by. For a 3x3 at stride 1 that is 45 loads for 126 FMAs, and 9 weights, 6 sums and the input are all the 16
-// registers that AVX2 has. None is left for an epilogue: with one, group_tile is faster. Bound: FMA units.
+// registers that AVX2 has. None is left for an epilogue or to round to 16 bits: there group_tile is faster. Bound: FMA
+// units.
 #pragma once
 
 #include "group_tile.h"
@@ -18,52 +19,35 @@ namespace cnnkern::cpu::CNNKERN_ISA {
 
 constexpr int kDepthwiseRows = 2;
 
-template <class In, class Out> struct DepthwiseTile {
-  using A = acc_t<Out>;
-  const In* in;
+template <class T> struct DepthwiseTile {
+  const T* in;
   int64_t in_pixel_stride, in_line_stride;
   uint32_t lines, columns;  // bits: which of those that the tile reads lie inside the image
-  const A* w;
+  const T* w;
   int64_t maps;  // at least one vector; the last vector overlaps the one before it
   int64_t vector_begin, vector_end;
-  Out* out;
+  T* out;
   int64_t out_pixel_stride;
   int64_t row_pixels;  // from one output row to the next
   int rows, count;     // output rows, and outputs in each, that exist
   bool fetches;        // the lines that the next rows read beyond these, meanwhile
-  A* sums;             // room for [i][t][lanes]: sums on their way to outputs of another type
 };
 
-// The sums of one vector -> outputs of another type.
-template <class In, class Out>
-__attribute__((noinline)) void convert_sums(const DepthwiseTile<In, Out>& tile, int64_t k) {
-  for (int i = 0; i < tile.rows; ++i) {
-    for (int t = 0; t < tile.count; ++t)
-      store(tile.out + (i * tile.row_pixels + t) * tile.out_pixel_stride + k,
-            load(tile.sums + (i * kTilePixels + t) * kLanes<Out>));
-  }
-}
-
 // Lines, Columns: which inputs the tile's rows and their pixels read. kInside: all of them, and every output, exist.
-template <class In, class Out, class Lines, class Columns, bool kInside>
-__attribute__((noinline)) void depthwise_tile(const DepthwiseTile<In, Out> tile) {
-  using A = acc_t<Out>;
-  using V = Vec<A>;
-  constexpr int S = Columns::S, kLane = kLanes<Out>;
-  constexpr bool kConverts = !std::is_same_v<A, Out>;
+template <class T, class Lines, class Columns, bool kInside>
+__attribute__((noinline)) void depthwise_tile(const DepthwiseTile<T> tile) {
+  using V = Vec<T>;
+  constexpr int S = Columns::S, kLane = kLanes<T>;
   for (int64_t vector = tile.vector_begin; vector < tile.vector_end; ++vector) {
-    const int64_t k = vector_start<A>(vector, tile.maps);
-    const In* in = tile.in + k;
+    const int64_t k = vector_start<T>(vector, tile.maps);
+    const T* in = tile.in + k;
+    T* out = tile.out + k;
     if (tile.fetches && vector % kVectorsPerLine == 0) {
       for (int l = 0; l < Lines::kNewColumns; ++l)
         for (int j = Columns::kColumns - Columns::kNewColumns; j < Columns::kColumns; ++j)
           __builtin_prefetch(in + (Lines::kColumns + l) * tile.in_line_stride + j * tile.in_pixel_stride, 0, 2);
     }
-    A* to = tile.sums;
-    if constexpr (!kConverts) to = tile.out + k;
-    const int64_t to_pixel = kConverts ? kLane : tile.out_pixel_stride;
-    const int64_t to_row = kConverts ? kTilePixels * kLane : tile.row_pixels * to_pixel;
-    const A* w = tile.w + vector * S * S * kLane;
+    const T* w = tile.w + vector * S * S * kLane;
     V weights[S][S], sum[kDepthwiseRows][kTilePixels];
 #pragma GCC unroll 8
     for (int f = 0; f < S; ++f)
@@ -102,12 +86,11 @@ __attribute__((noinline)) void depthwise_tile(const DepthwiseTile<In, Out> tile)
         if (!Columns::ends(j, t) || (!kInside && t >= tile.count)) continue;
 #pragma GCC unroll 2
         for (int i = 0; i < kDepthwiseRows; ++i) {
-          if (kInside || i < tile.rows) store(to + i * to_row, sum[i][t]);
+          if (kInside || i < tile.rows) store(out + i * tile.row_pixels * tile.out_pixel_stride, sum[i][t]);
         }
-        to = next_pixel(to, to_pixel);
+        out = next_pixel(out, tile.out_pixel_stride);
       }
     }
-    if constexpr (kConverts) convert_sums(tile, k);
   }
 }
 
