@@ -8,6 +8,7 @@ from cnnkern.problem import DIRECTIONS, DTYPES, ConvProblem
 # Each kernel computes one of these at least.
 SHAPES = (
     "n1c40h7w9-k36r3s3-p1",  # dense
+    "n1c26h7w9-k27r5s5-p2",
     "n2c3h9w11-k20r7s7-u2-p3",  # a stem
     "n1c17h5w9-k19r1s1",  # pointwise
     "n1c40h1w3-k36r1s1",  # of few pixels
