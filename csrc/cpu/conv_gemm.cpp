@@ -71,6 +71,7 @@ double cut_cycles(TileShape tile, Split split, int64_t points, int64_t columns, 
   constexpr double kRegionCycles = 10000;   // one more fork and join
   constexpr double kSharedPageCycles = 10;  // a page of y that all threads write: where it is new, each faults on it
   constexpr double kSharedCycles = 5;       // a step of one column that another thread has packed, into its own cache
+  constexpr double kReadCycles = 0.05;      // an element of x that is read once more: the tiles hide most of it
   const int64_t width = tile.vectors * lanes;
   const int64_t panels = (columns + width - 1) / width;
   const int last_vectors = static_cast<int>((columns - (panels - 1) * width + lanes - 1) / lanes);
@@ -83,7 +84,9 @@ double cut_cycles(TileShape tile, Split split, int64_t points, int64_t columns, 
     const int64_t mine = (panels + threads - 1) / threads;  // the first thread's, no fewer than another's
     const double with_last = mine == panels ? last : full;
     const double pages = static_cast<double>(points) * columns / lanes * kVectorBytes / 4096 * (threads > 1);
-    return (mine - 1) * full + with_last + mine * width * depth * kPackCycles + pages * kSharedPageCycles;
+    const double reads = (mine - 1.0 / threads) * points * depth;
+    return (mine - 1) * full + with_last + mine * width * depth * kPackCycles + pages * kSharedPageCycles +
+           reads * kReadCycles;
   }
   const double steps = columns * depth;
   if (split == Split::points_packing) return (panels - 1) * full + last + steps * kPackCycles;
