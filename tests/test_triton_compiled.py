@@ -16,6 +16,7 @@ pytest.importorskip("triton", reason="Triton is for Linux")
 
 from cnnkern.backends import triton as backend
 from cnnkern.backends import triton_tools
+from cnnkern.flags import GPU
 from cnnkern.operands import Operands
 from cnnkern.problem import DIRECTIONS, DTYPES, ConvProblem
 from cnnkern.triton_kernels import channel_shuffle, pooling
@@ -193,15 +194,19 @@ def test_more_pixels_than_are_counted_are_refused():
     assert "pixels" in triton_tools.separable_why_not(depthwise, pointwise, 0)
 
 
-def test_kernels_are_chosen_for_the_least_of_several_gpus(monkeypatch):
+def test_kernels_are_chosen_for_the_gpu_of_their_operands(monkeypatch):
     gpus = [
         SimpleNamespace(major=9, minor=0, multi_processor_count=132, shared_memory_per_block_optin=227 * 1024),
         SimpleNamespace(major=8, minor=6, multi_processor_count=84, shared_memory_per_block_optin=99 * 1024),
     ]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(gpus))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", gpus.__getitem__)
-    assert backend.chip.__wrapped__() == Chip(86, 84, 99 * 1024)
+    backend._chip.cache_clear()
+    try:
+        assert [backend.chip(flags) for flags in (0, 2 << GPU)] == [Chip(90, 132, 227 * 1024), Chip(86, 84, 99 * 1024)]
+    finally:
+        backend._chip.cache_clear()
 
 
 def test_a_thread_is_given_a_context_once(monkeypatch):
